@@ -1,0 +1,3 @@
+//! Placeholder until this crate lands.
+
+fn main() {}
