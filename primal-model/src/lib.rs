@@ -1,1 +1,6 @@
 //! Placeholder until this crate lands.
+
+pub mod config;
+mod error;
+
+pub use error::ModelError;

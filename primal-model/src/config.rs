@@ -1,0 +1,667 @@
+//! What a run is: every number of model, data, training and learning rule, as strict TOML.
+
+use std::path::PathBuf;
+
+use primal_lut::Grid;
+pub use primal_optim::{OptimConfig, Rule};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::ModelError;
+
+/// Names accepted by [`Config::preset`].
+pub const PRESETS: [&str; 3] = ["shakespeare-char", "small", "ghost-0.1b"];
+
+/// The complete configuration of a run. TOML sections `[model]`, `[data]`, `[train]`, `[optim]`;
+/// keys are the field names, a missing key has its default, an unknown key is an error.
+///
+/// The default is the preset `small`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Shape of the transformer and how its weights are stored.
+    pub model: ModelConfig,
+    /// Where the text comes from and how it becomes tokens.
+    pub data: DataConfig,
+    /// Length, batch, evaluation and checkpoints of the run.
+    pub train: TrainConfig,
+    /// Learning rule and its numbers.
+    pub optim: OptimConfig,
+}
+
+/// Shape of the transformer and how its weights are stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Tokens that the model knows; 0 takes the tokenizer's.
+    pub vocab_size: usize,
+    /// Longest sequence, in tokens.
+    pub context: usize,
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Attention heads; divides `width`.
+    pub n_head: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Width of the feed-forward layer; 0 means 4 × `width`.
+    pub ff_width: usize,
+    /// Whether the output head is the token embedding.
+    pub tie_head: bool,
+    /// Whether linear layers and norms have biases.
+    pub biases: bool,
+    /// Grid id of the weights, see [`primal_lut::Grid::by_id`].
+    pub grid: String,
+    /// Whether the last block lives on the fine grid.
+    pub fine_last_block: bool,
+    /// Parts that stay float32 matrices under AdamW instead of living on the grid.
+    pub float_parts: Vec<FloatPart>,
+    /// Standard deviation of the blocks' weights at the start.
+    pub init_std: f32,
+    /// Standard deviation of the embeddings at the start.
+    pub embedding_std: f32,
+    /// Row scale at the start, in standard deviations of the row.
+    pub scale_per_std: f32,
+}
+
+/// A group of matrices that a config can keep in float32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FloatPart {
+    /// Token and position embeddings.
+    Embeddings,
+    /// The attention's projections.
+    Attention,
+    /// The feed-forward layers.
+    Mlp,
+    /// The output head, where it is not tied to the embedding.
+    Head,
+}
+
+/// Where the text comes from and how it becomes tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Text files, folders, JSONL files; empty means the default corpus.
+    pub train: Vec<PathBuf>,
+    /// Validation text; empty takes the last `val_fraction` of the training text.
+    pub val: Vec<PathBuf>,
+    /// `bytes`, `chars`, `gpt2`, or the path of a Hugging Face `tokenizer.json`.
+    pub tokenizer: String,
+    /// Fraction of the data held out where `val` is empty.
+    pub val_fraction: f32,
+    /// Key of the text in the objects of a JSONL file.
+    pub text_key: String,
+}
+
+/// Length, batch, evaluation and checkpoints of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Folder that receives metrics and checkpoints.
+    pub run: PathBuf,
+    /// Optimizer steps.
+    pub steps: u32,
+    /// Sequences in a step.
+    pub batch: usize,
+    /// Pieces that a step is cut into, each of which casts votes; divides `batch`.
+    pub micro_batches: usize,
+    /// Pieces computed at once; divides `micro_batches`. Costs memory, changes no result.
+    pub micro_batches_per_pass: usize,
+    /// Every random number of the run is a function of it.
+    pub seed: u64,
+    /// Worker threads; 0 uses all cores. Changes no result.
+    pub threads: usize,
+    /// What computes.
+    pub backend: Backend,
+    /// Steps between evaluations; 0 evaluates only at the end.
+    pub eval_every: u32,
+    /// Tokens of an evaluation, at most; rounded down to whole windows.
+    pub eval_tokens: usize,
+    /// Steps between checkpoints; 0 saves only at the end.
+    pub save_every: u32,
+    /// Newest checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Activation checkpointing: 0 keeps all activations, k keeps the input of every k-th block.
+    pub recompute: usize,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// A GPU where there is one, else the processor.
+    #[default]
+    Auto,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig {
+            vocab_size: 0,
+            context: 256,
+            n_layer: 6,
+            n_head: 6,
+            width: 384,
+            ff_width: 0,
+            tie_head: true,
+            biases: false,
+            grid: "prime15".to_string(),
+            fine_last_block: false,
+            float_parts: Vec::new(),
+            init_std: 0.05,
+            embedding_std: 0.02,
+            scale_per_std: 3.5,
+        }
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        DataConfig {
+            train: Vec::new(),
+            val: Vec::new(),
+            tokenizer: "bytes".to_string(),
+            val_fraction: 0.1,
+            text_key: "text".to_string(),
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            run: PathBuf::from("runs/small"),
+            steps: 1000,
+            batch: 16,
+            micro_batches: 2,
+            micro_batches_per_pass: 1,
+            seed: 1,
+            threads: 0,
+            backend: Backend::Auto,
+            eval_every: 250,
+            eval_tokens: 65_536,
+            save_every: 250,
+            keep_checkpoints: 2,
+            recompute: 0,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Width of the feed-forward layer with the default filled in.
+    pub fn resolved_ff_width(&self) -> usize {
+        if self.ff_width == 0 {
+            4 * self.width
+        } else {
+            self.ff_width
+        }
+    }
+
+    /// Width of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.width / self.n_head
+    }
+
+    /// Whether a part stays float32; a tied head is the embedding.
+    pub fn is_float(&self, part: FloatPart) -> bool {
+        let part = if part == FloatPart::Head && self.tie_head {
+            FloatPart::Embeddings
+        } else {
+            part
+        };
+        self.float_parts.contains(&part)
+    }
+}
+
+impl Config {
+    /// A named configuration; see [`PRESETS`].
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownPreset`], which lists the known ones.
+    pub fn preset(name: &str) -> Result<Config, ModelError> {
+        let mut config = Config::default();
+        match name {
+            // nanoGPT's recipe for a CPU.
+            "shakespeare-char" => {
+                config.model.context = 64;
+                config.model.n_layer = 4;
+                config.model.n_head = 4;
+                config.model.width = 128;
+                config.data.tokenizer = "chars".to_string();
+                config.train.steps = 2000;
+                config.train.batch = 12;
+                config.train.micro_batches = 1;
+                config.train.eval_every = 500;
+                config.train.save_every = 500;
+            }
+            "small" => {}
+            // The original project's headline run: 500 steps of 32,768 tokens.
+            "ghost-0.1b" => {
+                config.model.context = 512;
+                config.model.n_layer = 13;
+                config.model.n_head = 12;
+                config.model.width = 768;
+                config.model.fine_last_block = true;
+                config.data.tokenizer = "gpt2".to_string();
+                config.train.steps = 500;
+                config.train.batch = 64;
+                config.train.micro_batches = 8;
+                config.train.eval_every = 100;
+                config.train.save_every = 100;
+                config.train.recompute = 1;
+            }
+            _ => {
+                return Err(ModelError::UnknownPreset {
+                    name: name.to_string(),
+                    known: PRESETS.to_vec(),
+                    nearest: nearest(name, PRESETS),
+                });
+            }
+        }
+        config.train.run = PathBuf::from("runs").join(name);
+        Ok(config)
+    }
+
+    /// Reads TOML over the defaults. Ranges are checked by [`Config::validate`].
+    ///
+    /// # Errors
+    /// Syntax errors and wrong types with their line, unknown keys with the nearest known one.
+    pub fn from_toml(text: &str) -> Result<Config, ModelError> {
+        let table: Table = toml::from_str(text).map_err(syntax_error)?;
+        let known = to_table(&Config::default())?;
+        for (section, value) in &table {
+            let Some(known_keys) = known.get(section).and_then(Value::as_table) else {
+                return Err(unknown_key(section, None, &known));
+            };
+            for key in value.as_table().into_iter().flat_map(Table::keys) {
+                if !known_keys.contains_key(key) {
+                    return Err(unknown_key(section, Some(key), &known));
+                }
+            }
+        }
+        toml::from_str(text).map_err(syntax_error)
+    }
+
+    /// Applies one override, `section.key=value`. The value is TOML; text needs no quotes, and one
+    /// bare value sets a list of one.
+    ///
+    /// # Errors
+    /// No `=`, an unknown key (with the nearest known one), a value of the wrong type.
+    pub fn set(&mut self, assignment: &str) -> Result<(), ModelError> {
+        let bad = |reason: String| ModelError::BadAssignment {
+            assignment: assignment.to_string(),
+            reason,
+        };
+        let (path, text) = assignment
+            .split_once('=')
+            .ok_or_else(|| bad("expected section.key=value".to_string()))?;
+        let (section, key) = path
+            .trim()
+            .split_once('.')
+            .ok_or_else(|| bad("expected section.key=value".to_string()))?;
+        let mut table = to_table(self)?;
+        let Some(slot) = table
+            .get_mut(section)
+            .and_then(Value::as_table_mut)
+            .and_then(|keys| keys.get_mut(key))
+        else {
+            return Err(unknown_key(section, Some(key), &table));
+        };
+        *slot = parse_value(text.trim(), slot);
+        *self = Config::deserialize(table).map_err(|error| bad(error.message().to_string()))?;
+        Ok(())
+    }
+
+    /// The complete configuration as TOML that [`Config::from_toml`] reads back to an equal one.
+    ///
+    /// # Errors
+    /// A seed above `i64::MAX` or a path that is not UTF-8 has no TOML form.
+    pub fn to_toml(&self) -> Result<String, ModelError> {
+        toml::to_string(self).map_err(|error| ModelError::ConfigSyntax(error.to_string()))
+    }
+
+    /// Checks every range and every dependence between values.
+    ///
+    /// # Errors
+    /// The first key that is out of range, with what would be right.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.model.validate()?;
+        self.data.validate()?;
+        self.train.validate(self.model.context)?;
+        self.optim.validate()?;
+        Ok(())
+    }
+}
+
+impl ModelConfig {
+    fn validate(&self) -> Result<(), ModelError> {
+        at_least_one("model.context", self.context)?;
+        at_least_one("model.n_layer", self.n_layer)?;
+        at_least_one("model.n_head", self.n_head)?;
+        at_least_one("model.width", self.width)?;
+        check(
+            "model.n_head",
+            self.n_head,
+            self.width.is_multiple_of(self.n_head),
+            || format!("must divide model.width = {}", self.width),
+        )?;
+        check(
+            "model.grid",
+            &self.grid,
+            Grid::by_id(&self.grid).is_some(),
+            || "known are prime15, prime25, normal15, linear15".to_string(),
+        )?;
+        for (key, value) in [
+            ("model.init_std", self.init_std),
+            ("model.embedding_std", self.embedding_std),
+            ("model.scale_per_std", self.scale_per_std),
+        ] {
+            check(key, value, value.is_finite() && value > 0.0, || {
+                "must be above zero".to_string()
+            })?;
+        }
+        let head_alone = self.float_parts.contains(&FloatPart::Head)
+            && !self.float_parts.contains(&FloatPart::Embeddings);
+        check(
+            "model.float_parts",
+            "[\"head\"]",
+            !(self.tie_head && head_alone),
+            || {
+                "the head is the embedding; hint: list 'embeddings' too or set model.tie_head=false"
+                    .to_string()
+            },
+        )
+    }
+}
+
+impl DataConfig {
+    fn validate(&self) -> Result<(), ModelError> {
+        let fraction = self.val_fraction;
+        check(
+            "data.val_fraction",
+            fraction,
+            fraction > 0.0 && fraction < 1.0,
+            || "must lie between 0 and 1".to_string(),
+        )?;
+        check("data.tokenizer", "\"\"", !self.tokenizer.is_empty(), || {
+            "expected bytes, chars, gpt2 or the path of a tokenizer.json".to_string()
+        })
+    }
+}
+
+impl TrainConfig {
+    fn validate(&self, context: usize) -> Result<(), ModelError> {
+        // The range of the micro-batch field in the counters of the random numbers.
+        const MAX_MICRO_BATCHES: usize = 1 << 14;
+        at_least_one("train.steps", self.steps as usize)?;
+        at_least_one("train.batch", self.batch)?;
+        at_least_one("train.micro_batches", self.micro_batches)?;
+        at_least_one("train.micro_batches_per_pass", self.micro_batches_per_pass)?;
+        at_least_one("train.keep_checkpoints", self.keep_checkpoints)?;
+        check(
+            "train.micro_batches",
+            self.micro_batches,
+            self.micro_batches < MAX_MICRO_BATCHES,
+            || format!("must be below {MAX_MICRO_BATCHES}"),
+        )?;
+        check(
+            "train.micro_batches",
+            self.micro_batches,
+            self.batch.is_multiple_of(self.micro_batches),
+            || format!("must divide train.batch = {}", self.batch),
+        )?;
+        check(
+            "train.micro_batches_per_pass",
+            self.micro_batches_per_pass,
+            self.micro_batches
+                .is_multiple_of(self.micro_batches_per_pass),
+            || format!("must divide train.micro_batches = {}", self.micro_batches),
+        )?;
+        check(
+            "train.eval_tokens",
+            self.eval_tokens,
+            self.eval_tokens >= context,
+            || format!("must hold one window of model.context = {context}"),
+        )?;
+        check(
+            "train.seed",
+            self.seed,
+            i64::try_from(self.seed).is_ok(),
+            || format!("TOML integers end at {}", i64::MAX),
+        )?;
+        check(
+            "train.run",
+            "\"\"",
+            !self.run.as_os_str().is_empty(),
+            || "names no folder".to_string(),
+        )
+    }
+}
+
+fn at_least_one(key: &'static str, value: usize) -> Result<(), ModelError> {
+    check(key, value, value >= 1, || "must be at least 1".to_string())
+}
+
+fn check(
+    key: &'static str,
+    value: impl ToString,
+    in_range: bool,
+    reason: impl FnOnce() -> String,
+) -> Result<(), ModelError> {
+    if in_range {
+        return Ok(());
+    }
+    Err(ModelError::OutOfRange {
+        key,
+        value: value.to_string(),
+        reason: reason(),
+    })
+}
+
+/// Reads the right side of an override; the value it replaces says what kind is wanted.
+fn parse_value(text: &str, current: &Value) -> Value {
+    let parsed = toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"));
+    match (current, parsed) {
+        (Value::Array(_), Some(list @ Value::Array(_))) => list,
+        (Value::Array(_), Some(text @ Value::String(_))) => Value::Array(vec![text]),
+        (Value::Array(_), _) => Value::Array(vec![Value::String(text.to_string())]),
+        (Value::String(_), Some(quoted @ Value::String(_))) => quoted,
+        (Value::String(_), _) | (_, None) => Value::String(text.to_string()),
+        (_, Some(value)) => value,
+    }
+}
+
+fn unknown_key(section: &str, key: Option<&str>, known: &Table) -> ModelError {
+    let sections = || known.keys().map(String::as_str);
+    let path = key.map_or_else(|| section.to_string(), |key| format!("{section}.{key}"));
+    let in_section = known.get(section).and_then(Value::as_table);
+    let nearest = match (in_section, key) {
+        (Some(keys), Some(key)) => {
+            nearest(key, keys.keys().map(String::as_str)).map(|key| format!("{section}.{key}"))
+        }
+        // A key outside its section is at home where the same name exists.
+        (None, None) => nearest(section, sections()).or_else(|| home_of(section, known)),
+        (None, Some(key)) => nearest(section, sections()).map(|section| format!("{section}.{key}")),
+        (Some(_), None) => None,
+    };
+    ModelError::UnknownKey { key: path, nearest }
+}
+
+fn home_of(key: &str, known: &Table) -> Option<String> {
+    known
+        .iter()
+        .find(|(_, keys)| keys.as_table().is_some_and(|keys| keys.contains_key(key)))
+        .map(|(section, _)| format!("{section}.{key}"))
+}
+
+/// The candidate most like `word`, if any is close enough to be meant.
+fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    const CLOSE_ENOUGH: f64 = 0.7;
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .filter(|(similarity, _)| *similarity >= CLOSE_ENOUGH)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate.to_string())
+}
+
+fn to_table(config: &Config) -> Result<Table, ModelError> {
+    Table::try_from(config).map_err(|error| ModelError::ConfigSyntax(error.to_string()))
+}
+
+fn syntax_error(error: toml::de::Error) -> ModelError {
+    ModelError::ConfigSyntax(error.to_string().trim_end().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_valid_and_round_trip() {
+        for name in PRESETS {
+            let config = Config::preset(name).unwrap();
+            config.validate().unwrap();
+            assert_eq!(
+                Config::from_toml(&config.to_toml().unwrap()).unwrap(),
+                config,
+                "{name}"
+            );
+        }
+        assert_eq!(Config::preset("small").unwrap(), Config::default());
+        assert_eq!(Config::from_toml("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn floats_are_written_as_typed() {
+        let text = Config::default().to_toml().unwrap();
+        assert!(text.contains("lr = 0.003\n"), "{text}");
+    }
+
+    #[test]
+    fn unknown_presets_name_the_nearest() {
+        let error = Config::preset("shakespear").unwrap_err().to_string();
+        assert!(error.contains("did you mean 'shakespeare-char'"), "{error}");
+        let error = Config::preset("llama-1.1b").unwrap_err().to_string();
+        assert!(
+            error.contains("known are shakespeare-char, small, ghost-0.1b"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        for (toml, expected) in [
+            (
+                "[model]\nwidht = 3",
+                "unknown key 'model.widht'; hint: did you mean 'model.width'?",
+            ),
+            (
+                "[modle]\nwidth = 3",
+                "unknown key 'modle'; hint: did you mean 'model'?",
+            ),
+            (
+                "batch = 3",
+                "unknown key 'batch'; hint: did you mean 'train.batch'?",
+            ),
+            ("[train]\nzzz = 3", "unknown key 'train.zzz'"),
+        ] {
+            let error = Config::from_toml(toml).unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{toml:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn wrong_types_and_syntax_name_the_line() {
+        for toml in [
+            "[train]\nsteps = \"many\"",
+            "[train]\nsteps = -1",
+            "[train]\nsteps =",
+        ] {
+            let error = Config::from_toml(toml).unwrap_err().to_string();
+            assert!(error.contains("line 2"), "{error}");
+        }
+        assert!(Config::from_toml("model = 3").is_err());
+    }
+
+    #[test]
+    fn overrides_take_every_kind_of_value() {
+        let mut config = Config::default();
+        for assignment in [
+            "train.steps=7",
+            "optim.eta=1",
+            "optim.lr = 6e-3",
+            "optim.rule=classic",
+            "train.run=runs/a b",
+            "train.backend=\"cpu\"",
+            "model.tie_head=false",
+            "model.float_parts=[\"embeddings\", \"head\"]",
+            "data.train=a.txt",
+            "data.tokenizer=12",
+        ] {
+            config.set(assignment).unwrap();
+        }
+        assert_eq!(config.train.steps, 7);
+        assert_eq!(config.optim.eta, 1.0);
+        assert_eq!(config.optim.lr, 6e-3);
+        assert_eq!(config.optim.rule, Rule::Classic);
+        assert_eq!(config.train.run, PathBuf::from("runs/a b"));
+        assert_eq!(config.train.backend, Backend::Cpu);
+        assert!(!config.model.tie_head);
+        assert_eq!(
+            config.model.float_parts,
+            [FloatPart::Embeddings, FloatPart::Head]
+        );
+        assert_eq!(config.data.train, [PathBuf::from("a.txt")]);
+        assert_eq!(config.data.tokenizer, "12");
+        config.validate().unwrap();
+    }
+
+    #[test]
+    fn bad_overrides_leave_the_config_alone() {
+        let mut config = Config::default();
+        for (assignment, part) in [
+            ("train.steps", "expected section.key=value"),
+            ("steps=3", "expected section.key=value"),
+            ("train.stesp=3", "did you mean 'train.steps'"),
+            ("tarin.steps=3", "did you mean 'train.steps'"),
+            ("train.steps=many", "--set train.steps=many"),
+            ("optim.rule=consens", "unknown variant `consens`"),
+        ] {
+            let error = config.set(assignment).unwrap_err().to_string();
+            assert!(error.contains(part), "{assignment}: {error}");
+        }
+        assert_eq!(config, Config::default());
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        for (assignment, key) in [
+            ("model.n_head=5", "model.n_head"),
+            ("model.context=0", "model.context"),
+            ("model.grid=prime16", "model.grid"),
+            ("model.init_std=nan", "model.init_std"),
+            ("model.float_parts=head", "model.float_parts"),
+            ("data.val_fraction=1.0", "data.val_fraction"),
+            ("train.micro_batches=3", "train.micro_batches"),
+            (
+                "train.micro_batches_per_pass=3",
+                "train.micro_batches_per_pass",
+            ),
+            ("train.eval_tokens=1", "train.eval_tokens"),
+            ("train.steps=0", "train.steps"),
+            ("optim.tau=0", "optim.tau"),
+        ] {
+            let mut config = Config::default();
+            config.set(assignment).unwrap();
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains(key), "{assignment}: {error}");
+        }
+    }
+}

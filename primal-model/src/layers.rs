@@ -1,0 +1,258 @@
+//! The parts a transformer is made of: norms and linear layers, forward and backward.
+
+use primal_kernels as kernels;
+use primal_kernels::Isa;
+use primal_lut::TensorFile;
+use primal_optim::{FloatVector, Footprint, OptimError, StatePart, StateVisitor, StepContext, Weight};
+
+/// ε of every layer norm, as in GPT-2.
+pub(crate) const NORM_EPS: f32 = 1e-5;
+
+/// The micro-batches of one pass: `pieces` of `piece_rows` token rows each, the first of them
+/// being micro-batch `first` of the step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pieces {
+    pub(crate) first: u16,
+    pub(crate) count: usize,
+    pub(crate) piece_rows: usize,
+}
+
+impl Pieces {
+    /// Token rows of the pass.
+    pub(crate) fn rows(&self) -> usize {
+        self.count * self.piece_rows
+    }
+
+    /// (micro-batch number, its token rows) in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u16, std::ops::Range<usize>)> + use<> {
+        let Pieces { first, count, piece_rows } = *self;
+        (0..count).map(move |i| (first + i as u16, i * piece_rows..(i + 1) * piece_rows))
+    }
+}
+
+/// Layer normalisation with a weight and an optional bias.
+#[derive(Clone, Debug)]
+pub(crate) struct Norm {
+    pub(crate) weight: FloatVector,
+    pub(crate) bias: Option<FloatVector>,
+}
+
+/// Mean and reciprocal standard deviation of each row, (n) f32 each.
+pub(crate) struct NormStats {
+    pub(crate) mean: Vec<f32>,
+    pub(crate) rstd: Vec<f32>,
+}
+
+impl NormStats {
+    pub(crate) fn new(rows: usize) -> Self {
+        NormStats { mean: vec![0.0; rows], rstd: vec![0.0; rows] }
+    }
+}
+
+impl Norm {
+    pub(crate) fn new(name: &str, width: usize, bias: bool) -> Self {
+        Norm {
+            weight: FloatVector::new(format!("{name}.weight"), vec![1.0; width]),
+            bias: bias.then(|| FloatVector::new(format!("{name}.bias"), vec![0.0; width])),
+        }
+    }
+
+    /// y = norm(x); x and y are (n, C).
+    pub(crate) fn forward(&self, isa: Isa, x: &[f32], y: &mut [f32], stats: &mut NormStats) {
+        let width = self.weight.values().len();
+        let rows = x.len() / width;
+        let bias = self.bias.as_ref().map(FloatVector::values);
+        let (mean, rstd) = (&mut stats.mean[..rows], &mut stats.rstd[..rows]);
+        kernels::layer_norm(isa, x, self.weight.values(), bias, NORM_EPS, width, y, mean, rstd);
+    }
+
+    /// Adds the gradient of the norm's input to `dx`, and its own parameters' gradients.
+    pub(crate) fn backward(
+        &mut self,
+        isa: Isa,
+        pieces: Pieces,
+        dy: &[f32],
+        x: &[f32],
+        stats: &NormStats,
+        dx: &mut [f32],
+    ) {
+        let width = self.weight.values().len();
+        for (_, rows) in pieces.iter() {
+            let part = rows.start * width..rows.end * width;
+            let (weight, dweight) = self.weight.values_and_grad_mut();
+            kernels::layer_norm_backward(
+                isa,
+                &dy[part.clone()],
+                &x[part.clone()],
+                weight,
+                &stats.mean[rows.clone()],
+                &stats.rstd[rows],
+                width,
+                &mut dx[part],
+                dweight,
+                self.bias.as_mut().map(FloatVector::grad_mut),
+            );
+        }
+    }
+}
+
+/// y = x Wᵀ + b with W (out, in) on the grid or float.
+#[derive(Clone, Debug)]
+pub(crate) struct Linear {
+    pub(crate) weight: Weight,
+    pub(crate) bias: Option<FloatVector>,
+}
+
+impl Linear {
+    /// y (n, out) = x (n, in) Wᵀ + b, or y += … when `accumulate`. `decoded` is scratch for W.
+    pub(crate) fn forward(
+        &self,
+        isa: Isa,
+        pieces: Pieces,
+        x: &[f32],
+        y: &mut [f32],
+        accumulate: bool,
+        decoded: &mut [f32],
+    ) {
+        let (out, input) = (self.weight.rows(), self.weight.cols());
+        let w = &mut decoded[..out * input];
+        kernels::fill_rows(isa, &self.weight, 0..out, w);
+        kernels::matmul_nt(x, w, y, pieces.rows(), out, input, pieces.piece_rows, accumulate);
+        if let Some(bias) = &self.bias {
+            kernels::add_bias(isa, y, bias.values());
+        }
+    }
+
+    /// dx (n, in) = dy (n, out) W, then votes or gradients of W and b, micro-batch by
+    /// micro-batch. Returns false if a gradient was not finite.
+    #[expect(clippy::too_many_arguments, reason = "a backward pass has this many operands")]
+    pub(crate) fn backward(
+        &mut self,
+        ctx: &StepContext<'_>,
+        pieces: Pieces,
+        x: &[f32],
+        dy: &[f32],
+        dx: &mut [f32],
+        decoded: &mut [f32],
+    ) -> bool {
+        let (out, input) = (self.weight.rows(), self.weight.cols());
+        let w = &mut decoded[..out * input];
+        kernels::fill_rows(ctx.isa, &self.weight, 0..out, w);
+        kernels::matmul_nn(dy, w, dx, pieces.rows(), out, input, pieces.piece_rows, false);
+
+        let mut finite = true;
+        for (micro_batch, rows) in pieces.iter() {
+            let n = rows.len();
+            let x = &x[rows.start * input..rows.end * input];
+            let dy = &dy[rows.start * out..rows.end * out];
+            finite &= self.weight.accumulate(ctx, micro_batch, 0..out, &|tile, grad| {
+                kernels::matmul_tn_tile(dy, x, n, out, input, tile, grad);
+            });
+            self.weight.end_micro_batch(ctx);
+            if let Some(bias) = &mut self.bias {
+                kernels::sum_rows(ctx.isa, dy, out, bias.grad_mut());
+            }
+        }
+        finite
+    }
+
+    /// y (out) = W x + b for a single token.
+    pub(crate) fn forward_one(&self, isa: Isa, x: &[f32], y: &mut [f32]) {
+        weight_matvec(isa, &self.weight, x, y);
+        if let Some(bias) = &self.bias {
+            kernels::add_bias(isa, y, bias.values());
+        }
+    }
+}
+
+/// y (rows) = W x for a single token.
+pub(crate) fn weight_matvec(isa: Isa, weight: &Weight, x: &[f32], y: &mut [f32]) {
+    match (weight.quant(), weight.dense()) {
+        (Some(matrix), _) => kernels::matvec(isa, matrix, x, y),
+        (None, Some(values)) => {
+            for (y, row) in y.iter_mut().zip(values.chunks_exact(x.len())) {
+                *y = kernels::dot(isa, row, x);
+            }
+        }
+        (None, None) => unreachable!("a weight has values on the grid or float ones"),
+    }
+}
+
+/// Any trainable tensor, so that one walk over the model serves every purpose.
+pub(crate) enum Param<'a> {
+    Matrix(&'a Weight),
+    Vector(&'a FloatVector),
+}
+
+/// The same, mutable.
+pub(crate) enum ParamMut<'a> {
+    Matrix(&'a mut Weight),
+    Vector(&'a mut FloatVector),
+}
+
+impl<'a> Param<'a> {
+    pub(crate) fn visit(self, part: StatePart, to: &mut dyn StateVisitor<'a>) {
+        match self {
+            Param::Matrix(weight) => weight.visit(part, to),
+            Param::Vector(vector) => vector.visit(part, to),
+        }
+    }
+
+    pub(crate) fn footprint(self) -> Footprint {
+        match self {
+            Param::Matrix(weight) => weight.footprint(),
+            Param::Vector(vector) => vector.footprint(),
+        }
+    }
+}
+
+impl ParamMut<'_> {
+    pub(crate) fn grad_sum_squares(self, isa: Isa) -> f64 {
+        match self {
+            ParamMut::Matrix(weight) => weight.grad_sum_squares(isa),
+            ParamMut::Vector(vector) => vector.grad_sum_squares(isa),
+        }
+    }
+
+    pub(crate) fn load(self, part: StatePart, file: &TensorFile) -> Result<(), OptimError> {
+        match self {
+            ParamMut::Matrix(weight) => weight.load(part, file),
+            ParamMut::Vector(vector) => vector.load(part, file),
+        }
+    }
+
+    pub(crate) fn discard(self) {
+        match self {
+            ParamMut::Matrix(weight) => weight.discard(),
+            ParamMut::Vector(vector) => vector.discard(),
+        }
+    }
+}
+
+impl Norm {
+    pub(crate) fn params<'a>(&'a self, to: &mut Vec<Param<'a>>) {
+        to.push(Param::Vector(&self.weight));
+        to.extend(self.bias.as_ref().map(Param::Vector));
+    }
+
+    pub(crate) fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {
+        each(ParamMut::Vector(&mut self.weight));
+        if let Some(bias) = &mut self.bias {
+            each(ParamMut::Vector(bias));
+        }
+    }
+}
+
+impl Linear {
+    pub(crate) fn params<'a>(&'a self, to: &mut Vec<Param<'a>>) {
+        to.push(Param::Matrix(&self.weight));
+        to.extend(self.bias.as_ref().map(Param::Vector));
+    }
+
+    pub(crate) fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {
+        each(ParamMut::Matrix(&mut self.weight));
+        if let Some(bias) = &mut self.bias {
+            each(ParamMut::Vector(bias));
+        }
+    }
+}
