@@ -58,6 +58,40 @@ pub enum ModelError {
         /// What would be right.
         reason: String,
     },
+    /// A tokenizer that is not one of the known names and not a readable file.
+    #[error(
+        "tokenizer '{spec}': {reason}; hint: use bytes, chars, gpt2 or the path of a tokenizer.json"
+    )]
+    BadTokenizer {
+        /// The name or path.
+        spec: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// Text with a character that a character-level tokenizer has never seen.
+    #[error(
+        "character {character:?} at byte {offset} is not among the tokenizer's {known} characters"
+    )]
+    UnknownCharacter {
+        /// The character.
+        character: char,
+        /// Where it stands in the text, in bytes.
+        offset: usize,
+        /// Size of the vocabulary.
+        known: usize,
+    },
+    /// A token id beyond the tokenizer's vocabulary.
+    #[error("token {token} is not among the tokenizer's {vocab_size} tokens")]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The tokenizer's library refused a text or a sequence of ids.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+
     /// An error of the optimizer crate.
     #[error(transparent)]
     Optim(#[from] primal_optim::OptimError),

@@ -2,5 +2,6 @@
 
 pub mod config;
 mod error;
+pub mod tokenizer;
 
 pub use error::ModelError;
