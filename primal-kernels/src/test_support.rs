@@ -1,0 +1,26 @@
+//! Shared by the tests: reproducible noise and comparison with a float64 oracle.
+
+/// `len` numbers in -1..1 that look random, the same for the same `seed`.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1);
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32) / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Asserts |got - want| <= tolerance · (largest |want|) everywhere.
+pub(crate) fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    let largest = want.iter().fold(f64::MIN_POSITIVE, |m, w| m.max(w.abs()));
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(g) - w).abs() / largest;
+        assert!(
+            error <= tolerance,
+            "{what}[{i}]: {g} instead of {w}, off by {error:.1e} of {largest}"
+        );
+    }
+}
