@@ -58,6 +58,70 @@ pub enum ModelError {
         /// What would be right.
         reason: String,
     },
+    /// A data path that does not exist.
+    #[error("{}: no such file or folder", path.display())]
+    MissingData {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A file or folder without any text.
+    #[error("{} holds no text", path.display())]
+    EmptyData {
+        /// The file or folder.
+        path: PathBuf,
+    },
+    /// A file that is not UTF-8 text.
+    #[error("{} is not text: byte 0x{byte:02x} at offset {offset}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first byte that cannot be text.
+        offset: usize,
+        /// That byte.
+        byte: u8,
+    },
+    /// A line of a JSONL file without the text.
+    #[error("{} line {line}: {reason}", path.display())]
+    BadJsonLine {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A text that the tokenizer refuses.
+    #[error("{document}: {source}")]
+    Document {
+        /// File that the text came from.
+        document: String,
+        /// The refusal.
+        source: Box<ModelError>,
+    },
+    /// Fewer tokens than one window needs.
+    #[error(
+        "{what} data has {tokens} tokens, one window needs {needed}; \
+         hint: give more text or a smaller model.context"
+    )]
+    TooShort {
+        /// "training" or "validation".
+        what: &'static str,
+        /// Tokens present.
+        tokens: usize,
+        /// Tokens needed: the context and one target.
+        needed: usize,
+    },
+    /// A locked dependency whose sources are not on this machine.
+    #[error(
+        "default corpus: {name} is not under {}; hint: run cargo fetch --locked",
+        registry.display()
+    )]
+    MissingCrate {
+        /// The crate as NAME-VERSION.
+        name: String,
+        /// Where it was looked for.
+        registry: PathBuf,
+    },
     /// A tokenizer that is not one of the known names and not a readable file.
     #[error(
         "tokenizer '{spec}': {reason}; hint: use bytes, chars, gpt2 or the path of a tokenizer.json"
@@ -92,12 +156,78 @@ pub enum ModelError {
     #[error("tokenizer: {0}")]
     Tokenizer(String),
 
+    /// Sizes that make no model.
+    #[error("model: {0}")]
+    Shape(String),
+    /// A checkpoint that cannot be used.
+    #[error("checkpoint {} {reason}", path.display())]
+    Checkpoint {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A damaged checkpoint with a good one before it.
+    #[error("{reason}; hint: an earlier checkpoint is complete: {}", earlier.display())]
+    DamagedCheckpoint {
+        /// What is wrong with the newest.
+        reason: Box<ModelError>,
+        /// The newest one whose files match their checksums.
+        earlier: PathBuf,
+    },
+    /// A new run in a folder that already holds one.
+    #[error("{} already holds checkpoints; hint: --resume goes on, --run names another folder", .0.display())]
+    RunExists(PathBuf),
+    /// A resume on data other than the run's.
+    #[error("the training data is not what the run in {} was begun with", .0.display())]
+    DataChanged(PathBuf),
+    /// A resume with a configuration that computes something else.
+    #[error("cannot resume: {key} differs from the checkpoint's; hint: begin a new run with --run")]
+    ConfigChanged {
+        /// The section or key that differs.
+        key: &'static str,
+    },
+    /// The backend is not part of this build.
+    #[error("backend cuda is not part of this build; hint: use --backend cpu")]
+    NoCuda,
+    /// The thread pool could not start.
+    #[error("cannot start the worker threads: {0}")]
+    Threads(String),
+    /// An evaluation without a result.
+    #[error("cannot evaluate: {0}")]
+    Eval(String),
+    /// A generation that cannot begin or go on.
+    #[error("cannot generate: {0}")]
+    Generate(String),
+    /// What was allocated is not what the ledger says: a bug of ours.
+    #[error("ledger: {what} takes {allocated} bytes, the ledger says {planned}")]
+    Ledger {
+        /// The account.
+        what: &'static str,
+        /// Bytes allocated.
+        allocated: u64,
+        /// Bytes in the ledger.
+        planned: u64,
+    },
+    /// An error of the kernels crate.
+    #[error(transparent)]
+    Kernel(#[from] primal_kernels::KernelError),
+    /// An error of the tensor file.
+    #[error(transparent)]
+    Lut(#[from] primal_lut::LutError),
     /// An error of the optimizer crate.
     #[error(transparent)]
     Optim(#[from] primal_optim::OptimError),
 }
 
 impl ModelError {
+    pub(crate) fn checkpoint(path: &Path, reason: impl Into<String>) -> ModelError {
+        ModelError::Checkpoint {
+            path: path.to_path_buf(),
+            reason: reason.into(),
+        }
+    }
+
     /// For `map_err` on file operations: remembers what was tried on which path.
     pub(crate) fn io(
         action: &'static str,
