@@ -147,7 +147,7 @@ class GridMatrix(nn.Module):
 
     def correction(self):
         """Second moment of the mean gradient as a fraction of a piece's own."""
-        if self.args.correction == "none" or self.args.pieces == 1 or not self.sum_sq.count:
+        if self.args.correction in ("none", "fixed") or self.args.pieces == 1 or not self.sum_sq.count:
             floor = 1.0 if self.args.correction == "none" else 1.0 / self.args.pieces
             return torch.full_like(self.sum_sq.total, floor)
         return (self.sum_sq.total / (self.piece_sq.total + TINY)).clamp(1 / self.args.pieces, 1.0)
@@ -321,7 +321,8 @@ def parse_args():
         help="current: with this batch's rows and columns; lagged: columns one step late; "
              "summed: of the mean gradient, estimated from the summed votes")
     add("--pieces", type=int, default=1, help="micro-batches that a step's batch is cut into")
-    add("--correction", choices=["none", "matrix", "row"], default="matrix")
+    add("--correction", choices=["none", "fixed", "matrix", "row"], default="matrix",
+        help="variance of the mean gradient as a fraction of a piece's: 1, 1/pieces, or measured from the votes")
     add("--correction-decay", type=float, default=0.95)
     args = parser.parse_args()
     if args.batch % args.pieces:
