@@ -50,6 +50,19 @@ impl BlockActivations {
         }
     }
 
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        let stats = [&self.norm1, &self.norm2].map(|stats| stats.mean.len() + stats.rstd.len());
+        let floats = [
+            &self.qkv,
+            &self.lse,
+            &self.attention,
+            &self.middle,
+            &self.up,
+        ]
+        .map(|v| v.len());
+        4 * (stats.iter().sum::<usize>() + floats.iter().sum::<usize>()) as u64
+    }
+
     /// Bytes of [`BlockActivations::new`].
     pub(crate) fn bytes(rows: usize, heads: usize, width: usize, ff_width: usize) -> u64 {
         4 * (rows * (4 + 5 * width + heads + ff_width)) as u64
@@ -85,10 +98,24 @@ impl Workspace {
         }
     }
 
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        let all = [
+            &self.normed,
+            &self.hidden,
+            &self.d_hidden,
+            &self.d_normed,
+            &self.d_qkv,
+            &self.decoded,
+        ];
+        4 * all.iter().map(|v| v.len()).sum::<usize>() as u64
+    }
+
     /// Bytes of [`Workspace::new`].
     pub(crate) fn bytes(rows: usize, width: usize, ff_width: usize, training: bool) -> u64 {
         let back = if training { rows } else { 0 };
-        4 * (rows * (width + ff_width) + back * (ff_width + 4 * width) + width * ff_width.max(3 * width)) as u64
+        4 * (rows * (width + ff_width)
+            + back * (ff_width + 4 * width)
+            + width * ff_width.max(3 * width)) as u64
     }
 }
 
@@ -115,16 +142,20 @@ impl Block {
         let hidden = &mut ws.hidden[..n * ff_width];
 
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
-        self.qkv.forward(isa, pieces, normed, qkv, false, &mut ws.decoded);
+        self.qkv
+            .forward(isa, pieces, normed, qkv, false, &mut ws.decoded);
         kernels::attention(isa, shape, qkv, attention, &mut kept.lse[..n * shape.heads]);
         middle.copy_from_slice(x);
-        self.attention_out.forward(isa, pieces, attention, middle, true, &mut ws.decoded);
+        self.attention_out
+            .forward(isa, pieces, attention, middle, true, &mut ws.decoded);
 
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
-        self.up.forward(isa, pieces, normed, up, false, &mut ws.decoded);
+        self.up
+            .forward(isa, pieces, normed, up, false, &mut ws.decoded);
         kernels::gelu(isa, up, hidden);
         y.copy_from_slice(middle);
-        self.down.forward(isa, pieces, hidden, y, true, &mut ws.decoded);
+        self.down
+            .forward(isa, pieces, hidden, y, true, &mut ws.decoded);
     }
 
     /// Turns `dx` (n, C) from the gradient of the block's output into that of its input `x`,
@@ -152,22 +183,32 @@ impl Block {
         let up = &kept.up[..n * ff_width];
 
         kernels::gelu(isa, up, hidden);
-        let mut finite = self.down.backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.decoded);
+        let mut finite = self
+            .down
+            .backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.decoded);
         kernels::gelu_backward(isa, up, d_hidden);
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
-        finite &= self.up.backward(ctx, pieces, normed, d_hidden, d_normed, &mut ws.decoded);
-        self.norm2.backward(isa, pieces, d_normed, middle, &kept.norm2, dx);
+        finite &= self
+            .up
+            .backward(ctx, pieces, normed, d_hidden, d_normed, &mut ws.decoded);
+        self.norm2
+            .backward(isa, pieces, d_normed, middle, &kept.norm2, dx);
 
         let attention = &kept.attention[..n * width];
         let d_attention = &mut ws.normed[..n * width];
-        finite &= self.attention_out.backward(ctx, pieces, attention, dx, d_attention, &mut ws.decoded);
+        finite &=
+            self.attention_out
+                .backward(ctx, pieces, attention, dx, d_attention, &mut ws.decoded);
         let qkv = &kept.qkv[..n * 3 * width];
         let lse = &kept.lse[..n * shape.heads];
         kernels::attention_backward(isa, shape, qkv, attention, lse, d_attention, d_qkv);
         let normed = &mut ws.normed[..n * width];
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
-        finite &= self.qkv.backward(ctx, pieces, normed, d_qkv, d_normed, &mut ws.decoded);
-        self.norm1.backward(isa, pieces, d_normed, x, &kept.norm1, dx);
+        finite &= self
+            .qkv
+            .backward(ctx, pieces, normed, d_qkv, d_normed, &mut ws.decoded);
+        self.norm1
+            .backward(isa, pieces, d_normed, x, &kept.norm1, dx);
         finite
     }
 

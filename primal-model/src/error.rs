@@ -152,6 +152,14 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocab_size: usize,
     },
+    /// Logits that no token can be drawn from.
+    #[error("the logit of token {token} is {logit}: no token can be drawn")]
+    BadLogits {
+        /// The token.
+        token: u32,
+        /// Its logit.
+        logit: f32,
+    },
     /// The tokenizer's library refused a text or a sequence of ids.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -3,7 +3,9 @@
 use primal_kernels as kernels;
 use primal_kernels::Isa;
 use primal_lut::TensorFile;
-use primal_optim::{FloatVector, Footprint, OptimError, StatePart, StateVisitor, StepContext, Weight};
+use primal_optim::{
+    FloatVector, Footprint, OptimError, StatePart, StateVisitor, StepContext, Weight,
+};
 
 /// ε of every layer norm, as in GPT-2.
 pub(crate) const NORM_EPS: f32 = 1e-5;
@@ -25,7 +27,11 @@ impl Pieces {
 
     /// (micro-batch number, its token rows) in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u16, std::ops::Range<usize>)> + use<> {
-        let Pieces { first, count, piece_rows } = *self;
+        let Pieces {
+            first,
+            count,
+            piece_rows,
+        } = *self;
         (0..count).map(move |i| (first + i as u16, i * piece_rows..(i + 1) * piece_rows))
     }
 }
@@ -45,7 +51,10 @@ pub(crate) struct NormStats {
 
 impl NormStats {
     pub(crate) fn new(rows: usize) -> Self {
-        NormStats { mean: vec![0.0; rows], rstd: vec![0.0; rows] }
+        NormStats {
+            mean: vec![0.0; rows],
+            rstd: vec![0.0; rows],
+        }
     }
 }
 
@@ -63,7 +72,17 @@ impl Norm {
         let rows = x.len() / width;
         let bias = self.bias.as_ref().map(FloatVector::values);
         let (mean, rstd) = (&mut stats.mean[..rows], &mut stats.rstd[..rows]);
-        kernels::layer_norm(isa, x, self.weight.values(), bias, NORM_EPS, width, y, mean, rstd);
+        kernels::layer_norm(
+            isa,
+            x,
+            self.weight.values(),
+            bias,
+            NORM_EPS,
+            width,
+            y,
+            mean,
+            rstd,
+        );
     }
 
     /// Adds the gradient of the norm's input to `dx`, and its own parameters' gradients.
@@ -117,7 +136,16 @@ impl Linear {
         let (out, input) = (self.weight.rows(), self.weight.cols());
         let w = &mut decoded[..out * input];
         kernels::fill_rows(isa, &self.weight, 0..out, w);
-        kernels::matmul_nt(x, w, y, pieces.rows(), out, input, pieces.piece_rows, accumulate);
+        kernels::matmul_nt(
+            x,
+            w,
+            y,
+            pieces.rows(),
+            out,
+            input,
+            pieces.piece_rows,
+            accumulate,
+        );
         if let Some(bias) = &self.bias {
             kernels::add_bias(isa, y, bias.values());
         }
@@ -125,7 +153,10 @@ impl Linear {
 
     /// dx (n, in) = dy (n, out) W, then votes or gradients of W and b, micro-batch by
     /// micro-batch. Returns false if a gradient was not finite.
-    #[expect(clippy::too_many_arguments, reason = "a backward pass has this many operands")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a backward pass has this many operands"
+    )]
     pub(crate) fn backward(
         &mut self,
         ctx: &StepContext<'_>,
@@ -138,16 +169,27 @@ impl Linear {
         let (out, input) = (self.weight.rows(), self.weight.cols());
         let w = &mut decoded[..out * input];
         kernels::fill_rows(ctx.isa, &self.weight, 0..out, w);
-        kernels::matmul_nn(dy, w, dx, pieces.rows(), out, input, pieces.piece_rows, false);
+        kernels::matmul_nn(
+            dy,
+            w,
+            dx,
+            pieces.rows(),
+            out,
+            input,
+            pieces.piece_rows,
+            false,
+        );
 
         let mut finite = true;
         for (micro_batch, rows) in pieces.iter() {
             let n = rows.len();
             let x = &x[rows.start * input..rows.end * input];
             let dy = &dy[rows.start * out..rows.end * out];
-            finite &= self.weight.accumulate(ctx, micro_batch, 0..out, &|tile, grad| {
-                kernels::matmul_tn_tile(dy, x, n, out, input, tile, grad);
-            });
+            finite &= self
+                .weight
+                .accumulate(ctx, micro_batch, 0..out, &|tile, grad| {
+                    kernels::matmul_tn_tile(dy, x, n, out, input, tile, grad);
+                });
             self.weight.end_micro_batch(ctx);
             if let Some(bias) = &mut self.bias {
                 kernels::sum_rows(ctx.isa, dy, out, bias.grad_mut());

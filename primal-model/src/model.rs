@@ -7,7 +7,8 @@ use primal_kernels as kernels;
 use primal_kernels::{AttentionShape, Isa, fill_rows, matmul_tn_tile, philox4x32};
 use primal_lut::{Grid, TensorFile};
 use primal_optim::{
-    FlipStats, Footprint, Rule, StatePart, StateVisitor, StepContext, Weight, WeightSpec,
+    FlipStats, FloatVector, Footprint, Rule, StatePart, StateVisitor, StepContext, Weight,
+    WeightSpec,
 };
 use rayon::prelude::*;
 
@@ -46,12 +47,16 @@ impl GptShape {
     pub fn new(config: &Config, vocab: usize) -> Result<Self, ModelError> {
         let m = &config.model;
         let shape = GptShape {
-            vocab: if m.vocab_size == 0 { vocab } else { m.vocab_size },
+            vocab: if m.vocab_size == 0 {
+                vocab
+            } else {
+                m.vocab_size
+            },
             context: m.context,
             n_layer: m.n_layer,
             n_head: m.n_head,
             width: m.width,
-            ff_width: if m.ff_width == 0 { 4 * m.width } else { m.ff_width },
+            ff_width: m.resolved_ff_width(),
             tie_head: m.tie_head,
             biases: m.biases,
         };
@@ -61,7 +66,13 @@ impl GptShape {
                 shape.vocab
             )));
         }
-        let sizes = [shape.vocab, shape.context, shape.n_layer, shape.n_head, shape.width];
+        let sizes = [
+            shape.vocab,
+            shape.context,
+            shape.n_layer,
+            shape.n_head,
+            shape.width,
+        ];
         if sizes.contains(&0) || !shape.width.is_multiple_of(shape.n_head) {
             return Err(ModelError::Shape(format!(
                 "sizes must be positive and width a multiple of n_head, found {shape:?}"
@@ -121,29 +132,63 @@ impl Model {
     pub fn new(config: &Config, vocab: usize) -> Result<Self, ModelError> {
         let shape = GptShape::new(config, vocab)?;
         let m = &config.model;
-        let grid = Grid::by_id(&m.grid).ok_or_else(|| ModelError::UnknownGrid(m.grid.clone()))?;
+        let grid = Grid::by_id(&m.grid)
+            .ok_or_else(|| ModelError::Shape(format!("unknown grid '{}'", m.grid)))?;
         let fine = Grid::fine();
-        let mut init = Init { config, next_tensor: 0 };
+        let mut init = Init {
+            config,
+            next_tensor: 0,
+        };
         let (c, f) = (shape.width, shape.ff_width);
         let std = m.init_std;
         let residual_std = std / (2.0 * shape.n_layer as f32).sqrt();
 
         let part = FloatPart::Embeddings;
-        let tok_embedding = init.matrix("tok_embedding", (shape.vocab, c), m.embedding_std, &grid, part)?;
-        let pos_embedding = init.matrix("pos_embedding", (shape.context, c), m.embedding_std, &grid, part)?;
+        let tok_embedding = init.matrix(
+            "tok_embedding",
+            (shape.vocab, c),
+            m.embedding_std,
+            &grid,
+            part,
+        )?;
+        let pos_embedding = init.matrix(
+            "pos_embedding",
+            (shape.context, c),
+            m.embedding_std,
+            &grid,
+            part,
+        )?;
         let mut blocks = Vec::with_capacity(shape.n_layer);
         for layer in 0..shape.n_layer {
             let last = layer + 1 == shape.n_layer;
-            let grid = if last && m.fine_last_block { &fine } else { &grid };
+            let grid = if last && m.fine_last_block {
+                &fine
+            } else {
+                &grid
+            };
             let mut linear = |name: &str, rows, cols, std, part| {
-                init.linear(&format!("blocks.{layer}.{name}"), (rows, cols), std, grid, part, shape.biases)
+                init.linear(
+                    &format!("blocks.{layer}.{name}"),
+                    (rows, cols),
+                    std,
+                    grid,
+                    part,
+                    shape.biases,
+                )
             };
             let qkv = linear("qkv", 3 * c, c, std, FloatPart::Attention)?;
             let attention_out = linear("attention_out", c, c, residual_std, FloatPart::Attention)?;
             let up = linear("up", f, c, std, FloatPart::Mlp)?;
             let down = linear("down", c, f, residual_std, FloatPart::Mlp)?;
             let norm = |name: &str| Norm::new(&format!("blocks.{layer}.{name}"), c, shape.biases);
-            blocks.push(Block { norm1: norm("norm1"), qkv, attention_out, norm2: norm("norm2"), up, down });
+            blocks.push(Block {
+                norm1: norm("norm1"),
+                qkv,
+                attention_out,
+                norm2: norm("norm2"),
+                up,
+                down,
+            });
         }
         let head = if shape.tie_head {
             None
@@ -151,7 +196,14 @@ impl Model {
             Some(init.matrix("head", (shape.vocab, c), std, &grid, FloatPart::Head)?)
         };
         let norm = Norm::new("norm", c, shape.biases);
-        Ok(Model { shape, tok_embedding, pos_embedding, blocks, norm, head })
+        Ok(Model {
+            shape,
+            tok_embedding,
+            pos_embedding,
+            blocks,
+            norm,
+            head,
+        })
     }
 
     /// The sizes.
@@ -165,7 +217,9 @@ impl Model {
             Param::Matrix(weight) => Some(weight),
             Param::Vector(_) => None,
         });
-        weights.filter_map(|weight| Some((weight.name(), weight.quant()?))).collect()
+        weights
+            .filter_map(|weight| Some((weight.name(), weight.quant()?)))
+            .collect()
     }
 
     fn head_weight(&self) -> &Weight {
@@ -178,7 +232,7 @@ impl Model {
         self.run_blocks(isa, pass, pieces, acts);
         let n = pieces.rows();
         let c = self.shape.width;
-        acts.normalise_output(isa, &self.norm, n, c);
+        acts.normalise_output(isa, &self.norm, n * c);
         kernels::cross_entropy_forward(
             isa,
             &acts.output[..n * c],
@@ -205,8 +259,14 @@ impl Model {
         self.forward(ctx.isa, pass, acts);
         let pieces = self.pieces(pass);
         for ((_, rows), loss) in pieces.iter().zip(losses.iter_mut()) {
-            let sum: f64 = acts.losses[rows.clone()].iter().map(|&l| f64::from(l)).sum();
-            let counted = pass.targets[rows].iter().filter(|&&t| t != u32::MAX).count();
+            let sum: f64 = acts.losses[rows.clone()]
+                .iter()
+                .map(|&l| f64::from(l))
+                .sum();
+            let counted = pass.targets[rows]
+                .iter()
+                .filter(|&&t| t != u32::MAX)
+                .count();
             *loss = sum / counted.max(1) as f64;
         }
         if !losses.iter().all(|loss| loss.is_finite()) {
@@ -216,12 +276,18 @@ impl Model {
         if acts.poison_gradient {
             acts.d_stream[0] = f32::NAN;
         }
-        finite && self.backward_blocks(ctx, pass, pieces, acts) && self.backward_embeddings(ctx, pass, pieces, acts)
+        finite
+            && self.backward_blocks(ctx, pass, pieces, acts)
+            && self.backward_embeddings(ctx, pass, pieces, acts)
     }
 
     fn pieces(&self, pass: &Pass<'_>) -> Pieces {
         let count = pass.micro_batches.max(1);
-        Pieces { first: pass.first_micro_batch, count, piece_rows: pass.tokens.len() / count }
+        Pieces {
+            first: pass.first_micro_batch,
+            count,
+            piece_rows: pass.tokens.len() / count,
+        }
     }
 
     /// Embeds the tokens and runs the blocks; leaves the residual stream in `acts`.
@@ -233,14 +299,15 @@ impl Model {
         fill_rows(isa, &self.pos_embedding, 0..time, positions);
         let positions = &*positions;
         let tok = &self.tok_embedding;
-        acts.inputs[0][..n * c].par_chunks_mut(time * c).zip(pass.tokens.par_chunks(time)).for_each(
-            |(stream, tokens)| {
+        acts.inputs[0][..n * c]
+            .par_chunks_mut(time * c)
+            .zip(pass.tokens.par_chunks(time))
+            .for_each(|(stream, tokens)| {
                 for (t, (row, &token)) in stream.chunks_exact_mut(c).zip(tokens).enumerate() {
                     kernels::MatrixRows::fill_row(tok, isa, token as usize, row);
                     kernels::add(isa, &positions[t * c..(t + 1) * c], row);
                 }
-            },
-        );
+            });
         let attention = self.shape.attention(n / time, time);
         let segment = acts.segment_len();
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -254,7 +321,13 @@ impl Model {
 
     /// Cross-entropy gradient: votes of the head, gradient of the final norm, and the gradient of
     /// the residual stream in `acts.d_stream`.
-    fn backward_head(&mut self, ctx: &StepContext<'_>, pass: &Pass<'_>, pieces: Pieces, acts: &mut Activations) -> bool {
+    fn backward_head(
+        &mut self,
+        ctx: &StepContext<'_>,
+        pass: &Pass<'_>,
+        pieces: Pieces,
+        acts: &mut Activations,
+    ) -> bool {
         let c = self.shape.width;
         let n = pieces.rows();
         let mut finite = true;
@@ -262,32 +335,34 @@ impl Model {
             let part = rows.start * c..rows.end * c;
             let x = &acts.output[part.clone()];
             let targets = &pass.targets[rows.clone()];
-            let piece = HeadPiece { x, targets, lse: &acts.loss_lse[rows.clone()], piece_rows: pieces.piece_rows };
-            let dx = Some(&mut acts.d_output[part]);
+            let piece = HeadPiece {
+                x,
+                targets,
+                lse: &acts.loss_lse[rows.clone()],
+                piece_rows: pieces.piece_rows,
+            };
+            let dx = &mut acts.d_output[part];
+            dx.fill(0.0);
+            let scratch = &mut acts.cross_entropy;
             match &mut self.head {
                 Some(head) => {
-                    // The decoded rows and the votes of one matrix cannot be borrowed at once.
-                    finite &= piece.backward_untied(ctx, micro_batch, head, dx, &mut acts.cross_entropy);
-                    head.end_micro_batch(ctx);
+                    finite &= piece.vote(ctx, micro_batch, head, Some(dx), scratch, &|_, _| {})
                 }
                 // A tied head votes together with the embedding, at the end.
-                None => piece.backward(ctx, &self.tok_embedding, dx, &mut acts.cross_entropy, &mut |_, _| {}),
+                None => piece.backward(ctx, &self.tok_embedding, dx, scratch),
             }
         }
-        let last = acts.last_slot(self.blocks.len());
-        acts.d_stream[..n * c].fill(0.0);
-        self.norm.backward(
-            ctx.isa,
-            pieces,
-            &acts.d_output[..n * c],
-            &acts.inputs[last][..n * c],
-            &acts.output_stats,
-            &mut acts.d_stream[..n * c],
-        );
+        acts.final_norm_backward(ctx.isa, &mut self.norm, pieces, n * c);
         finite
     }
 
-    fn backward_blocks(&mut self, ctx: &StepContext<'_>, pass: &Pass<'_>, pieces: Pieces, acts: &mut Activations) -> bool {
+    fn backward_blocks(
+        &mut self,
+        ctx: &StepContext<'_>,
+        pass: &Pass<'_>,
+        pieces: Pieces,
+        acts: &mut Activations,
+    ) -> bool {
         let n = pieces.rows();
         let c = self.shape.width;
         let attention = self.shape.attention(n / pass.time, pass.time);
@@ -301,11 +376,25 @@ impl Model {
                 // The last segment's activations are still there from the forward pass.
                 acts.restore_segment(seg, n * c);
                 for (slot, layer) in layers.clone().enumerate() {
-                    acts.block_forward(ctx.isa, &self.blocks[layer], slot, pieces, &attention, n * c);
+                    acts.block_forward(
+                        ctx.isa,
+                        &self.blocks[layer],
+                        slot,
+                        pieces,
+                        &attention,
+                        n * c,
+                    );
                 }
             }
             for layer in layers.rev() {
-                finite &= acts.block_backward(ctx, &mut self.blocks[layer], layer % segment, pieces, &attention, n * c);
+                finite &= acts.block_backward(
+                    ctx,
+                    &mut self.blocks[layer],
+                    layer % segment,
+                    pieces,
+                    &attention,
+                    n * c,
+                );
                 if !finite {
                     return false;
                 }
@@ -314,7 +403,13 @@ impl Model {
         finite
     }
 
-    fn backward_embeddings(&mut self, ctx: &StepContext<'_>, pass: &Pass<'_>, pieces: Pieces, acts: &mut Activations) -> bool {
+    fn backward_embeddings(
+        &mut self,
+        ctx: &StepContext<'_>,
+        pass: &Pass<'_>,
+        pieces: Pieces,
+        acts: &mut Activations,
+    ) -> bool {
         let isa = ctx.isa;
         let c = self.shape.width;
         let time = pass.time;
@@ -328,12 +423,14 @@ impl Model {
                 }
             };
 
-            finite &= self.pos_embedding.accumulate(ctx, micro_batch, 0..time, &|tile, grad| {
-                grad.fill(0.0);
-                for (t, out) in tile.zip(grad.chunks_exact_mut(c)) {
-                    add_rows(&mut (0..sequences).map(|b| b * time + t), out);
-                }
-            });
+            finite &= self
+                .pos_embedding
+                .accumulate(ctx, micro_batch, 0..time, &|tile, grad| {
+                    grad.fill(0.0);
+                    for (t, out) in tile.zip(grad.chunks_exact_mut(c)) {
+                        add_rows(&mut (0..sequences).map(|b| b * time + t), out);
+                    }
+                });
             self.pos_embedding.end_micro_batch(ctx);
 
             acts.token_index.build(&pass.tokens[rows.clone()]);
@@ -344,18 +441,36 @@ impl Model {
                 }
             };
             if self.head.is_some() {
-                finite &= self.tok_embedding.accumulate(ctx, micro_batch, 0..self.shape.vocab, &|tile, grad| {
-                    grad.fill(0.0);
-                    tokens_grad(tile, grad);
-                });
+                finite &= self.tok_embedding.accumulate(
+                    ctx,
+                    micro_batch,
+                    0..self.shape.vocab,
+                    &|tile, grad| {
+                        grad.fill(0.0);
+                        tokens_grad(tile, grad);
+                    },
+                );
+                self.tok_embedding.end_micro_batch(ctx);
             } else {
                 let x = &acts.output[rows.start * c..rows.end * c];
                 let targets = &pass.targets[rows.clone()];
                 let lse = &acts.loss_lse[rows.clone()];
-                let piece = HeadPiece { x, targets, lse, piece_rows: pieces.piece_rows };
-                finite &= piece.vote(ctx, micro_batch, &mut self.tok_embedding, &mut acts.cross_entropy, &tokens_grad);
+                let piece = HeadPiece {
+                    x,
+                    targets,
+                    lse,
+                    piece_rows: pieces.piece_rows,
+                };
+                let scratch = &mut acts.cross_entropy;
+                finite &= piece.vote(
+                    ctx,
+                    micro_batch,
+                    &mut self.tok_embedding,
+                    None,
+                    scratch,
+                    &tokens_grad,
+                );
             }
-            self.tok_embedding.end_micro_batch(ctx);
         }
         finite
     }
@@ -422,8 +537,87 @@ impl Model {
         total
     }
 
+    /// Bytes of parameters and optimizer state in memory.
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        let bytes = |param| match param {
+            Param::Matrix(weight) => weight.allocated_bytes().total(),
+            Param::Vector(vector) => vector.allocated_bytes(),
+        };
+        self.params().into_iter().map(bytes).sum()
+    }
+
+    /// A model for inference from the tensors of a checkpoint.
+    pub(crate) fn from_tensors(
+        config: &Config,
+        vocab: usize,
+        file: &TensorFile,
+    ) -> Result<Self, ModelError> {
+        let shape = GptShape::new(config, vocab)?;
+        let (c, f) = (shape.width, shape.ff_width);
+        let matrix = |name: &str, rows: usize, cols: usize| -> Result<Weight, ModelError> {
+            if !file.is_quant(name) {
+                return Ok(Weight::from_dense(
+                    name,
+                    rows,
+                    cols,
+                    file.f32(name, &[rows, cols])?,
+                ));
+            }
+            let matrix = file.quant(name)?;
+            if (matrix.rows(), matrix.cols()) != (rows, cols) {
+                let (r, k) = (matrix.rows(), matrix.cols());
+                return Err(ModelError::Shape(format!(
+                    "{name} is {r} x {k}, expected {rows} x {cols}"
+                )));
+            }
+            Ok(Weight::from_quant(name, matrix))
+        };
+        let vector = |name: &str, len: usize| -> Result<FloatVector, ModelError> {
+            Ok(FloatVector::new(name, file.f32(name, &[len])?).without_training())
+        };
+        let norm = |name: &str| -> Result<Norm, ModelError> {
+            let weight = vector(&format!("{name}.weight"), c)?;
+            let bias = shape
+                .biases
+                .then(|| vector(&format!("{name}.bias"), c))
+                .transpose()?;
+            Ok(Norm { weight, bias })
+        };
+        let linear = |name: String, rows: usize, cols: usize| -> Result<Linear, ModelError> {
+            let weight = matrix(&name, rows, cols)?;
+            let bias = shape
+                .biases
+                .then(|| vector(&format!("{name}.bias"), rows))
+                .transpose()?;
+            Ok(Linear { weight, bias })
+        };
+        let block = |layer: usize| -> Result<Block, ModelError> {
+            Ok(Block {
+                norm1: norm(&format!("blocks.{layer}.norm1"))?,
+                qkv: linear(format!("blocks.{layer}.qkv"), 3 * c, c)?,
+                attention_out: linear(format!("blocks.{layer}.attention_out"), c, c)?,
+                norm2: norm(&format!("blocks.{layer}.norm2"))?,
+                up: linear(format!("blocks.{layer}.up"), f, c)?,
+                down: linear(format!("blocks.{layer}.down"), c, f)?,
+            })
+        };
+        Ok(Model {
+            shape,
+            tok_embedding: matrix("tok_embedding", shape.vocab, c)?,
+            pos_embedding: matrix("pos_embedding", shape.context, c)?,
+            blocks: (0..shape.n_layer).map(block).collect::<Result<_, _>>()?,
+            norm: norm("norm")?,
+            head: (!shape.tie_head)
+                .then(|| matrix("head", shape.vocab, c))
+                .transpose()?,
+        })
+    }
+
     pub(crate) fn params(&self) -> Vec<Param<'_>> {
-        let mut params = vec![Param::Matrix(&self.tok_embedding), Param::Matrix(&self.pos_embedding)];
+        let mut params = vec![
+            Param::Matrix(&self.tok_embedding),
+            Param::Matrix(&self.pos_embedding),
+        ];
         for block in &self.blocks {
             block.params(&mut params);
         }
@@ -455,19 +649,66 @@ struct HeadPiece<'a> {
 }
 
 impl HeadPiece<'_> {
+    /// Adds the gradient of `x` to `dx`.
     fn backward(
         &self,
         ctx: &StepContext<'_>,
         head: &Weight,
-        dx: Option<&mut [f32]>,
+        dx: &mut [f32],
         scratch: &mut kernels::CrossEntropyScratch,
-        sink: &mut dyn FnMut(Range<usize>, &[f32]),
     ) {
+        for tile in kernels::vocab_tiles(head.rows()) {
+            self.tile(ctx, head, tile, Some(&mut *dx), scratch);
+        }
+    }
+
+    /// Casts the votes of the head, whose gradient `extra` completes; adds the gradient of `x`
+    /// to `dx` if wanted. The logits of a tile of the vocabulary exist for that tile only.
+    fn vote(
+        &self,
+        ctx: &StepContext<'_>,
+        micro_batch: u16,
+        head: &mut Weight,
+        mut dx: Option<&mut [f32]>,
+        scratch: &mut kernels::CrossEntropyScratch,
+        extra: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
+    ) -> bool {
+        let (n, c) = (self.targets.len(), head.cols());
+        let mut finite = true;
+        for tile in kernels::vocab_tiles(head.rows()) {
+            let d_logits = self.tile(ctx, head, tile.clone(), dx.as_deref_mut(), scratch);
+            finite &= head.accumulate(ctx, micro_batch, tile.clone(), &|rows, grad| {
+                let within = rows.start - tile.start..rows.end - tile.start;
+                matmul_tn_tile(d_logits, self.x, n, tile.len(), c, within, grad);
+                extra(rows, grad);
+            });
+        }
+        head.end_micro_batch(ctx);
+        finite
+    }
+
+    fn tile<'s>(
+        &self,
+        ctx: &StepContext<'_>,
+        head: &Weight,
+        tile: Range<usize>,
+        dx: Option<&mut [f32]>,
+        scratch: &'s mut kernels::CrossEntropyScratch,
+    ) -> &'s [f32] {
         let counted = self.targets.iter().filter(|&&t| t != u32::MAX).count();
         let grad_scale = 1.0 / counted.max(1) as f32;
-        kernels::cross_entropy_backward(
-            ctx.isa, self.x, head, self.targets, self.lse, grad_scale, self.piece_rows, dx, scratch, sink,
-        );
+        kernels::cross_entropy_backward_tile(
+            ctx.isa,
+            self.x,
+            head,
+            tile,
+            self.targets,
+            self.lse,
+            grad_scale,
+            self.piece_rows,
+            dx,
+            scratch,
+        )
     }
 }
 
@@ -489,7 +730,7 @@ impl Init<'_> {
         let tensor = self.next_tensor;
         self.next_tensor += 1;
         let config = self.config;
-        let on_grid = config.optim.rule != Rule::Adamw && !config.model.float_parts.contains(&part);
+        let on_grid = config.optim.rule != Rule::Adamw && !config.model.is_float(part);
         let spec = WeightSpec {
             rule: config.optim.rule,
             grid: on_grid.then_some(grid),
@@ -511,7 +752,7 @@ impl Init<'_> {
         bias: bool,
     ) -> Result<Linear, ModelError> {
         let weight = self.matrix(name, size, std, grid, part)?;
-        let bias = bias.then(|| primal_optim::FloatVector::new(format!("{name}.bias"), vec![0.0; size.0]));
+        let bias = bias.then(|| FloatVector::new(format!("{name}.bias"), vec![0.0; size.0]));
         Ok(Linear { weight, bias })
     }
 }
@@ -522,12 +763,23 @@ fn normal_values(seed: u64, tensor: u16, len: usize, std: f32) -> Vec<f32> {
     let key = [seed as u32, (seed >> 32) as u32];
     let mut values = vec![0.0f32; len];
     values.par_chunks_mut(4).enumerate().for_each(|(i, chunk)| {
-        let words = philox4x32([i as u32, (i as u64 >> 32) as u32, u32::from(tensor), INIT_STREAM << 28], key);
+        let words = philox4x32(
+            [
+                i as u32,
+                (i as u64 >> 32) as u32,
+                u32::from(tensor),
+                INIT_STREAM << 28,
+            ],
+            key,
+        );
         let uniform = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
         for (pair, words) in chunk.chunks_mut(2).zip(words.chunks_exact(2)) {
             let radius = (-2.0 * uniform(words[0]).ln()).sqrt() * f64::from(std);
             let angle = std::f64::consts::TAU * uniform(words[1]);
-            for (value, normal) in pair.iter_mut().zip([radius * angle.cos(), radius * angle.sin()]) {
+            for (value, normal) in pair
+                .iter_mut()
+                .zip([radius * angle.cos(), radius * angle.sin()])
+            {
                 *value = normal as f32;
             }
         }

@@ -18,7 +18,9 @@ pub enum OptimError {
         value: f32,
     },
     /// A stored state that does not fit the parameter.
-    #[error("{name}: stored matrix is {found_rows} x {found_cols} on grid {found_grid}, expected {rows} x {cols} on {grid}")]
+    #[error(
+        "{name}: stored matrix is {found_rows} x {found_cols} on grid {found_grid}, expected {rows} x {cols} on {grid}"
+    )]
     MatrixMismatch {
         /// Parameter name.
         name: String,

@@ -128,11 +128,27 @@ impl OptimConfig {
         let checks = [
             ("eta", self.eta, self.eta > 0.0),
             ("tau", self.tau, self.tau >= 1.0),
-            ("stat_decay", self.stat_decay, fraction.contains(&self.stat_decay)),
-            ("final_rate", self.final_rate, (0.0..=1.0).contains(&self.final_rate)),
-            ("cooldown", self.cooldown, (0.0..=1.0).contains(&self.cooldown)),
+            (
+                "stat_decay",
+                self.stat_decay,
+                fraction.contains(&self.stat_decay),
+            ),
+            (
+                "final_rate",
+                self.final_rate,
+                (0.0..=1.0).contains(&self.final_rate),
+            ),
+            (
+                "cooldown",
+                self.cooldown,
+                (0.0..=1.0).contains(&self.cooldown),
+            ),
             ("lr", self.lr, self.lr >= 0.0),
-            ("scale_lr_ratio", self.scale_lr_ratio, self.scale_lr_ratio >= 0.0),
+            (
+                "scale_lr_ratio",
+                self.scale_lr_ratio,
+                self.scale_lr_ratio >= 0.0,
+            ),
             ("beta1", self.beta1, fraction.contains(&self.beta1)),
             ("beta2", self.beta2, fraction.contains(&self.beta2)),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0.0),
@@ -162,7 +178,11 @@ impl OptimConfig {
         let progress = (step_f / steps).min(1.0);
         let cosine = floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
         let tail = f64::from(self.cooldown) * steps;
-        let cool = if tail > 0.0 { ((steps - step_f) / tail).clamp(0.0, 1.0) } else { 1.0 };
+        let cool = if tail > 0.0 {
+            ((steps - step_f) / tail).clamp(0.0, 1.0)
+        } else {
+            1.0
+        };
         (warm * cosine * cool) as f32
     }
 }
@@ -183,7 +203,11 @@ mod tests {
 
     #[test]
     fn the_rate_warms_up_falls_and_ends() {
-        let config = OptimConfig { warmup_steps: 10, cooldown: 0.1, ..Default::default() };
+        let config = OptimConfig {
+            warmup_steps: 10,
+            cooldown: 0.1,
+            ..Default::default()
+        };
         assert!((config.rate(0, 1000) - 0.1).abs() < 1e-3);
         assert!(config.rate(10, 1000) > 0.99);
         let rates: Vec<f32> = (10..1000).map(|s| config.rate(s, 1000)).collect();
@@ -195,9 +219,27 @@ mod tests {
     #[test]
     fn numbers_out_of_range_are_named() {
         for (bad, key) in [
-            (OptimConfig { eta: f32::NAN, ..Default::default() }, "eta"),
-            (OptimConfig { tau: 0.0, ..Default::default() }, "tau"),
-            (OptimConfig { beta1: 1.0, ..Default::default() }, "beta1"),
+            (
+                OptimConfig {
+                    eta: f32::NAN,
+                    ..Default::default()
+                },
+                "eta",
+            ),
+            (
+                OptimConfig {
+                    tau: 0.0,
+                    ..Default::default()
+                },
+                "tau",
+            ),
+            (
+                OptimConfig {
+                    beta1: 1.0,
+                    ..Default::default()
+                },
+                "beta1",
+            ),
         ] {
             assert!(bad.validate().unwrap_err().to_string().contains(key));
         }

@@ -1,0 +1,401 @@
+//! Checkpoints: the complete training state in a folder, or nothing.
+//!
+//! `DIR/step_000500/` holds `model.safetensors` (what inference needs), `optim.safetensors`
+//! (ballots, statistics, moments), the tokenizer, `config.resolved.toml`, `state.json` (position
+//! and the sha256 of every other file) and, written last, an empty `DONE`. A save goes to a
+//! hidden folder first, is synced and renamed; `DIR/latest` names the newest complete one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use primal_lut::{QuantMatrix, TensorFile, TensorFileWriter};
+use primal_optim::{StatePart, StateVisitor};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::config::Config;
+use crate::error::ModelError;
+use crate::model::Model;
+use crate::tokenizer::Tokenizer;
+
+/// Version of the folder's layout and of `state.json`.
+pub const FORMAT_VERSION: u32 = 1;
+
+const MODEL_FILE: &str = "model.safetensors";
+const OPTIM_FILE: &str = "optim.safetensors";
+const CONFIG_FILE: &str = "config.resolved.toml";
+const STATE_FILE: &str = "state.json";
+const DONE_FILE: &str = "DONE";
+const LATEST_FILE: &str = "latest";
+
+/// Where a run stands, beside its tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Version of this file.
+    pub format_version: u32,
+    /// Optimizer steps made, skipped ones included. The data position follows from it.
+    pub step: u32,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Steps that were skipped because a loss or a gradient was not finite.
+    pub skipped_steps: u32,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// sha256 of the training tokens: a resume on other data is refused.
+    pub data_fingerprint: String,
+    /// Vocabulary of the model.
+    pub vocab: usize,
+    /// sha256 of every file of the folder but this one.
+    pub files: BTreeMap<String, String>,
+}
+
+/// A complete checkpoint on disk.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// The folder `step_NNNNNN`.
+    pub dir: PathBuf,
+    /// Its `state.json`.
+    pub position: Position,
+    /// Its configuration.
+    pub config: Config,
+}
+
+impl Checkpoint {
+    /// Writes a checkpoint into the run folder and returns its path. On any error the run folder
+    /// is as before: earlier checkpoints stay complete.
+    pub fn save(
+        run: &Path,
+        model: &Model,
+        tokenizer: &Tokenizer,
+        config: &Config,
+        position: &Position,
+    ) -> Result<PathBuf, ModelError> {
+        let name = step_name(position.step);
+        let partial = run.join(format!(".{name}.partial"));
+        let result = write_folder(&partial, model, tokenizer, config, position)
+            .and_then(|()| publish(run, &partial, &name));
+        if result.is_err() {
+            // Frees the space of a save that did not fit; the error that matters is `result`.
+            let _ = fs::remove_dir_all(&partial);
+        }
+        result
+    }
+
+    /// Opens a checkpoint folder, or the newest complete one of a run folder, and verifies the
+    /// checksum of every file.
+    pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
+        if !path.is_dir() {
+            return Err(ModelError::checkpoint(path, "is not a folder"));
+        }
+        let dir = if path.join(STATE_FILE).exists() || path.join(MODEL_FILE).exists() {
+            path.to_path_buf()
+        } else {
+            newest(path)?
+                .ok_or_else(|| ModelError::checkpoint(path, "holds no complete checkpoint"))?
+        };
+        Checkpoint::open_folder(&dir).map_err(|error| {
+            let earlier = dir.parent().and_then(|run| earlier_than(run, &dir));
+            match earlier {
+                Some(earlier) => ModelError::DamagedCheckpoint {
+                    reason: Box::new(error),
+                    earlier,
+                },
+                None => error,
+            }
+        })
+    }
+
+    fn open_folder(dir: &Path) -> Result<Checkpoint, ModelError> {
+        if !dir.join(DONE_FILE).exists() {
+            return Err(ModelError::checkpoint(
+                dir,
+                "has no DONE file: the save did not finish",
+            ));
+        }
+        let state_path = dir.join(STATE_FILE);
+        let text = fs::read_to_string(&state_path).map_err(ModelError::io("read", &state_path))?;
+        let position: Position = serde_json::from_str(&text).map_err(|error| {
+            ModelError::checkpoint(&state_path, format!("is not valid: {error}"))
+        })?;
+        if position.format_version != FORMAT_VERSION {
+            return Err(ModelError::checkpoint(
+                &state_path,
+                format!(
+                    "has format_version {}, this build reads {FORMAT_VERSION}",
+                    position.format_version
+                ),
+            ));
+        }
+        for (name, expected) in &position.files {
+            // Names come from the file: they must stay inside the folder.
+            if name.contains(['/', '\\']) || name == ".." {
+                return Err(ModelError::checkpoint(
+                    &state_path,
+                    format!("names a file outside: {name}"),
+                ));
+            }
+            let path = dir.join(name);
+            if &file_sha256(&path)? != expected {
+                return Err(ModelError::checkpoint(
+                    &path,
+                    "does not match its checksum: the file is damaged",
+                ));
+            }
+        }
+        for name in [MODEL_FILE, OPTIM_FILE, CONFIG_FILE] {
+            if !position.files.contains_key(name) {
+                return Err(ModelError::checkpoint(
+                    &state_path,
+                    format!("lists no {name}"),
+                ));
+            }
+        }
+        let config_path = dir.join(CONFIG_FILE);
+        let text =
+            fs::read_to_string(&config_path).map_err(ModelError::io("read", &config_path))?;
+        let config = Config::from_toml(&text)?;
+        config.validate()?;
+        Ok(Checkpoint {
+            dir: dir.to_path_buf(),
+            position,
+            config,
+        })
+    }
+
+    /// Fills a trainable model, built from the same config, with the complete state.
+    pub fn load_training(&self, model: &mut Model) -> Result<(), ModelError> {
+        model.load_state(StatePart::Model, &self.tensors(MODEL_FILE)?)?;
+        model.load_state(StatePart::Optimizer, &self.tensors(OPTIM_FILE)?)
+    }
+
+    /// The model for inference: no ballots, no moments.
+    pub fn load_model(&self) -> Result<Model, ModelError> {
+        Model::from_tensors(
+            &self.config,
+            self.position.vocab,
+            &self.tensors(MODEL_FILE)?,
+        )
+    }
+
+    /// The tokenizer that the model was trained with.
+    pub fn load_tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        Tokenizer::load(&self.dir)
+    }
+
+    /// Path of the tensors that inference needs.
+    pub fn model_file(&self) -> PathBuf {
+        self.dir.join(MODEL_FILE)
+    }
+
+    fn tensors(&self, name: &str) -> Result<TensorFile, ModelError> {
+        Ok(TensorFile::open(&self.dir.join(name))?)
+    }
+}
+
+/// Removes all but the newest `keep` complete checkpoints, and saves that did not finish.
+pub(crate) fn prune(run: &Path, keep: usize) -> Result<(), ModelError> {
+    let mut complete = complete_checkpoints(run)?;
+    let excess = complete.len().saturating_sub(keep.max(1));
+    for dir in complete.drain(..excess) {
+        fs::remove_dir_all(&dir).map_err(ModelError::io("remove", &dir))?;
+    }
+    Ok(())
+}
+
+/// Hex sha256 over every tensor of the state and the position: equal hash, equal state.
+pub(crate) fn state_hash(model: &Model, position: &Position) -> String {
+    let mut hash = HashVisitor(Sha256::new());
+    for part in [StatePart::Model, StatePart::Optimizer] {
+        model.visit(part, &mut hash);
+    }
+    hash.0.update(position.step.to_le_bytes());
+    hash.0.update(position.tokens.to_le_bytes());
+    hash.0.update(position.data_fingerprint.as_bytes());
+    hex(&hash.0.finalize())
+}
+
+fn step_name(step: u32) -> String {
+    format!("step_{step:06}")
+}
+
+fn write_folder(
+    dir: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    config: &Config,
+    position: &Position,
+) -> Result<(), ModelError> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(ModelError::io("remove", dir))?;
+    }
+    fs::create_dir_all(dir).map_err(ModelError::io("create", dir))?;
+    for (part, name) in [
+        (StatePart::Model, MODEL_FILE),
+        (StatePart::Optimizer, OPTIM_FILE),
+    ] {
+        let mut tensors = WriteVisitor(TensorFileWriter::new());
+        model.visit(part, &mut tensors);
+        tensors.0.write(&dir.join(name))?;
+    }
+    tokenizer.save(dir)?;
+    write_synced(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+
+    let mut position = Position {
+        format_version: FORMAT_VERSION,
+        ..position.clone()
+    };
+    position.files.clear();
+    for entry in fs::read_dir(dir).map_err(ModelError::io("list", dir))? {
+        let path = entry.map_err(ModelError::io("list", dir))?.path();
+        sync(&path)?;
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        position.files.insert(name, file_sha256(&path)?);
+    }
+    let text = serde_json::to_string_pretty(&position)
+        .map_err(|error| ModelError::checkpoint(dir, format!("cannot be described: {error}")))?;
+    write_synced(&dir.join(STATE_FILE), text.as_bytes())?;
+    write_synced(&dir.join(DONE_FILE), b"")?;
+    sync(dir)
+}
+
+/// Moves a finished folder to its name and points `latest` at it.
+fn publish(run: &Path, partial: &Path, name: &str) -> Result<PathBuf, ModelError> {
+    let dir = run.join(name);
+    let replaced = run.join(format!(".{name}.replaced"));
+    if dir.exists() {
+        // A resumed run came past the same step again.
+        if replaced.exists() {
+            fs::remove_dir_all(&replaced).map_err(ModelError::io("remove", &replaced))?;
+        }
+        fs::rename(&dir, &replaced).map_err(ModelError::io("rename", &dir))?;
+    }
+    fs::rename(partial, &dir).map_err(ModelError::io("rename", partial))?;
+    sync(run)?;
+    let pointer = run.join(format!(".{LATEST_FILE}.partial"));
+    write_synced(&pointer, name.as_bytes())?;
+    let latest = run.join(LATEST_FILE);
+    fs::rename(&pointer, &latest).map_err(ModelError::io("rename", &pointer))?;
+    sync(run)?;
+    if replaced.exists() {
+        fs::remove_dir_all(&replaced).map_err(ModelError::io("remove", &replaced))?;
+    }
+    Ok(dir)
+}
+
+/// The checkpoint that `latest` names if it is complete, else the newest complete one.
+fn newest(run: &Path) -> Result<Option<PathBuf>, ModelError> {
+    let mut complete = complete_checkpoints(run)?;
+    let named = fs::read_to_string(run.join(LATEST_FILE))
+        .ok()
+        .map(|name| run.join(name.trim()));
+    Ok(named
+        .filter(|dir| complete.contains(dir))
+        .or_else(|| complete.pop()))
+}
+
+fn earlier_than(run: &Path, dir: &Path) -> Option<PathBuf> {
+    let complete = complete_checkpoints(run).ok()?;
+    complete
+        .into_iter()
+        .rev()
+        .find(|other| other.as_path() < dir && Checkpoint::open_folder(other).is_ok())
+}
+
+/// Folders `step_*` with a DONE file, oldest first.
+fn complete_checkpoints(run: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(run).map_err(ModelError::io("list", run))? {
+        let path = entry.map_err(ModelError::io("list", run))?.path();
+        let step = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_prefix("step_")?.parse::<u32>().ok());
+        if let Some(step) = step
+            && path.join(DONE_FILE).exists()
+        {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    let mut file = File::create(path).map_err(ModelError::io("create", path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(ModelError::io("write", path))
+}
+
+fn sync(path: &Path) -> Result<(), ModelError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(ModelError::io("sync", path))
+}
+
+fn file_sha256(path: &Path) -> Result<String, ModelError> {
+    let mut file = File::open(path).map_err(ModelError::io("read", path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = file
+            .read(&mut buffer)
+            .map_err(ModelError::io("read", path))?;
+        if read == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..read]);
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+struct WriteVisitor<'a>(TensorFileWriter<'a>);
+
+impl<'a> StateVisitor<'a> for WriteVisitor<'a> {
+    fn quant(&mut self, name: &str, matrix: &'a QuantMatrix) {
+        self.0.quant(name, matrix);
+    }
+
+    fn f32(&mut self, name: &str, shape: &[usize], values: &'a [f32]) {
+        self.0.f32(name, shape, values);
+    }
+
+    fn i8(&mut self, name: &str, shape: &[usize], values: &'a [i8]) {
+        self.0.i8(name, shape, values);
+    }
+}
+
+struct HashVisitor(Sha256);
+
+impl HashVisitor {
+    fn tensor(&mut self, name: &str, bytes: &[u8]) {
+        self.0.update(name.as_bytes());
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+}
+
+impl<'a> StateVisitor<'a> for HashVisitor {
+    fn quant(&mut self, name: &str, matrix: &'a QuantMatrix) {
+        self.tensor(name, matrix.nibbles());
+        self.tensor(name, matrix.high().unwrap_or_default());
+        self.tensor(name, bytemuck::cast_slice(matrix.scales()));
+    }
+
+    fn f32(&mut self, name: &str, _shape: &[usize], values: &'a [f32]) {
+        self.tensor(name, bytemuck::cast_slice(values));
+    }
+
+    fn i8(&mut self, name: &str, _shape: &[usize], values: &'a [i8]) {
+        self.tensor(name, bytemuck::cast_slice(values));
+    }
+}

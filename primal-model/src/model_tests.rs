@@ -1,0 +1,240 @@
+//! The whole model against PyTorch: loss, logits, and the gradient of every parameter.
+//!
+//! Golden files: `tests/golden/MANIFEST.toml`.
+
+use std::path::PathBuf;
+
+use primal_kernels::Isa;
+use primal_lut::{Grid, QuantMatrix, TensorFile, TensorFileWriter};
+use primal_optim::{OptimConfig, Rule, StatePart, StepContext};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+use crate::activations::Activations;
+use crate::config::Config;
+use crate::generate::Generator;
+use crate::layers::Param;
+use crate::model::{Model, Pass};
+
+/// One golden file, its tensors by name.
+struct Golden {
+    bytes: Vec<u8>,
+}
+
+impl Golden {
+    fn read(name: &str) -> Golden {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/golden")
+            .join(name);
+        Golden {
+            bytes: std::fs::read(path).unwrap(),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        SafeTensors::deserialize(&self.bytes)
+            .unwrap()
+            .tensor(name)
+            .ok()
+    }
+
+    fn f32(&self, name: &str) -> Vec<f32> {
+        let view = self
+            .tensor(name)
+            .unwrap_or_else(|| panic!("no tensor {name}"));
+        view.data()
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+
+    fn u32(&self, name: &str) -> Vec<u32> {
+        let view = self.tensor(name).unwrap();
+        view.data()
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
+    }
+
+    fn loss(&self) -> f64 {
+        f64::from_le_bytes(self.tensor("loss").unwrap().data().try_into().unwrap())
+    }
+
+    fn quant(&self, name: &str) -> QuantMatrix {
+        let view = self.tensor(&format!("{name}.codes")).unwrap();
+        let [rows, cols] = view.shape().try_into().unwrap();
+        let mut matrix = QuantMatrix::zeros(&Grid::prime(), rows, cols, cols).unwrap();
+        matrix
+            .scales_mut()
+            .copy_from_slice(&self.f32(&format!("{name}.scales")));
+        for (i, &code) in view.data().iter().enumerate() {
+            matrix.set_code(i / cols, i % cols, code).unwrap();
+        }
+        matrix
+    }
+
+    /// The file's parameters in a model of rule `rule`.
+    fn model(&self, config: &Config) -> Model {
+        let mut model = Model::new(config, 67).unwrap();
+        let quants: Vec<(String, QuantMatrix)> = model
+            .params()
+            .into_iter()
+            .filter_map(|p| match p {
+                Param::Matrix(weight) => {
+                    Some((weight.name().to_string(), self.quant(weight.name())))
+                }
+                Param::Vector(_) => None,
+            })
+            .collect();
+        let dense: Vec<Vec<f32>> = quants
+            .iter()
+            .map(|(_, matrix)| matrix.dequantise())
+            .collect();
+        let vectors: Vec<(String, Vec<f32>)> = model
+            .params()
+            .into_iter()
+            .filter_map(|p| match p {
+                Param::Matrix(_) => None,
+                Param::Vector(v) => Some((v.name().to_string(), self.f32(v.name()))),
+            })
+            .collect();
+        let mut file = TensorFileWriter::new();
+        for ((name, matrix), dense) in quants.iter().zip(&dense) {
+            if config.optim.rule == Rule::Adamw {
+                file.f32(name, &[matrix.rows(), matrix.cols()], dense);
+            } else {
+                file.quant(name, matrix);
+            }
+        }
+        for (name, values) in &vectors {
+            file.f32(name, &[values.len()], values);
+        }
+        let bytes = file.to_bytes().unwrap();
+        model
+            .load_state(StatePart::Model, &TensorFile::from_bytes(bytes).unwrap())
+            .unwrap();
+        model
+    }
+}
+
+fn config(rule: Rule, tied_with_biases: bool) -> Config {
+    let mut config = Config::preset("shakespeare-char").unwrap();
+    config.model.context = 16;
+    config.model.n_layer = 2;
+    config.model.n_head = 2;
+    config.model.width = 32;
+    config.model.ff_width = 96;
+    config.model.tie_head = tied_with_biases;
+    config.model.biases = tied_with_biases;
+    config.optim.rule = rule;
+    config
+}
+
+fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let size = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let worst = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(
+        worst <= tolerance * size + 1e-9,
+        "{name}: worst difference {worst}, largest value {size}"
+    );
+}
+
+fn check_file(name: &str, rule: Rule, tied_with_biases: bool, recompute: usize) {
+    let golden = Golden::read(name);
+    let config = config(rule, tied_with_biases);
+    let mut model = golden.model(&config);
+    let (tokens, targets) = (golden.u32("tokens"), golden.u32("targets"));
+    let optim = OptimConfig {
+        rule,
+        ..Default::default()
+    };
+    for isa in Isa::available() {
+        let ctx = StepContext {
+            isa,
+            config: &optim,
+            seed: 1,
+            step: 0,
+            rate: 1.0,
+            micro_batches: 1,
+        };
+        let mut acts = Activations::for_training(model.shape(), 3, recompute);
+        let pass = Pass {
+            first_micro_batch: 0,
+            micro_batches: 1,
+            time: 16,
+            tokens: &tokens,
+            targets: &targets,
+        };
+        let mut losses = [0.0];
+        model.begin_step(&ctx);
+        assert!(model.forward_backward(&ctx, &pass, &mut acts, &mut losses));
+        let expected = golden.loss();
+        assert!(
+            (losses[0] - expected).abs() < 1e-5 * expected,
+            "{} {}",
+            isa.name(),
+            losses[0]
+        );
+        for param in model.params() {
+            match param {
+                Param::Matrix(weight) if rule == Rule::Adamw => {
+                    let expected = golden.f32(&format!("{}.grad", weight.name()));
+                    assert_close(weight.name(), weight.float_gradient(), &expected, 1e-4);
+                }
+                Param::Matrix(weight) => {
+                    let expected = golden.f32(&format!("{}.scales.grad", weight.name()));
+                    assert_close(weight.name(), weight.float_gradient(), &expected, 1e-4);
+                }
+                Param::Vector(vector) => {
+                    let expected = golden.f32(&format!("{}.grad", vector.name()));
+                    assert_close(vector.name(), vector.grad(), &expected, 1e-4);
+                }
+            }
+        }
+        model.discard();
+
+        let mut generator = Generator::new(&model, isa);
+        let logits = golden.f32("logits");
+        for (token, expected) in tokens[..16].iter().zip(logits.chunks_exact(67)) {
+            assert_close("logits", generator.feed(&[*token]).unwrap(), expected, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn float_gradients_equal_pytorch() {
+    check_file("gpt_untied.safetensors", Rule::Adamw, false, 0);
+    check_file("gpt_tied_biased.safetensors", Rule::Adamw, true, 0);
+}
+
+#[test]
+fn scale_gradients_on_the_grid_equal_pytorch() {
+    for recompute in [0, 1] {
+        check_file("gpt_untied.safetensors", Rule::Frozen, false, recompute);
+        check_file(
+            "gpt_tied_biased.safetensors",
+            Rule::Consensus,
+            true,
+            recompute,
+        );
+    }
+}
+
+#[test]
+fn generation_goes_on_past_the_context() {
+    let config = config(Rule::Consensus, false);
+    let model = Model::new(&config, 67).unwrap();
+    let mut generator = Generator::new(&model, Isa::best());
+    for i in 0..100u32 {
+        let logits = generator.feed(&[i % 67]).unwrap();
+        assert!(logits.iter().all(|x| x.is_finite()));
+        assert!(generator.len() <= 16);
+    }
+    assert!(generator.feed(&[67]).is_err());
+    assert!(generator.feed(&[]).is_err());
+}

@@ -1,0 +1,228 @@
+//! TensorBoard event files with scalars.
+//!
+//! Written here because no crate fits: `tensorboard-rs` 0.5.9 brings `image` 0.23 and `protobuf` 2
+//! (RUSTSEC-2024-0437), `tboard` 0.1.1 needs `protoc` at build time, `tfrecord` brings an async
+//! runtime; scalars need six fields of three messages.
+//!
+//! The format: a file is a sequence of records (TensorFlow's `lib/io/record_writer.h`), a record
+//! holds one protobuf `Event` (`tensorboard/compat/proto/{event,summary}.proto`).
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::ModelError;
+
+/// Appends events to one file; every event is on disk when the call returns.
+#[derive(Debug)]
+pub struct EventFile {
+    file: File,
+    path: PathBuf,
+    /// Buffers that only grow, so that a steady run does not allocate.
+    summary: Vec<u8>,
+    event: Vec<u8>,
+    record: Vec<u8>,
+}
+
+impl EventFile {
+    /// Starts a new event file in `folder`, which is created where needed. TensorBoard reads all
+    /// files of a folder in the order of their names; where a later file goes back to an earlier
+    /// step it drops what the earlier file said beyond it, so a resumed run starts a new file.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] when the folder or the file cannot be created.
+    pub fn create(folder: &Path) -> Result<EventFile, ModelError> {
+        fs::create_dir_all(folder).map_err(ModelError::io("create", folder))?;
+        let seconds = seconds_since_epoch() as u64;
+        for number in 0u32.. {
+            let path = folder.join(format!(
+                "events.out.tfevents.{seconds:010}.{number:03}.primal"
+            ));
+            match File::create_new(&path) {
+                Ok(file) => {
+                    let (summary, event, record) = (Vec::new(), Vec::new(), Vec::new());
+                    let mut events = EventFile {
+                        file,
+                        path,
+                        summary,
+                        event,
+                        record,
+                    };
+                    bytes_field(&mut events.event, 3, b"brain.Event:2");
+                    events.write_event(0)?;
+                    return Ok(events);
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(ModelError::io("create", &path)(error)),
+            }
+        }
+        unreachable!("four billion event files in one second")
+    }
+
+    /// Appends one event with scalars of a step: (tag, value) each.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] when the disk is full or gone.
+    pub fn scalars(&mut self, step: u32, scalars: &[(&str, f64)]) -> Result<(), ModelError> {
+        self.summary.clear();
+        for (tag, value) in scalars {
+            // Summary.value (1): Value { tag = 1, simple_value = 2 (float) }.
+            let tag_len = 1 + varint_len(tag.len() as u64) + tag.len();
+            varint(&mut self.summary, key(1, LENGTH_DELIMITED));
+            varint(&mut self.summary, (tag_len + 5) as u64);
+            bytes_field(&mut self.summary, 1, tag.as_bytes());
+            varint(&mut self.summary, key(2, FIXED_32));
+            self.summary.extend((*value as f32).to_le_bytes());
+        }
+        bytes_field(&mut self.event, 5, &self.summary);
+        self.write_event(step)
+    }
+
+    /// Completes `self.event` with wall time and step and writes it as a record.
+    fn write_event(&mut self, step: u32) -> Result<(), ModelError> {
+        varint(&mut self.event, key(1, FIXED_64));
+        self.event.extend(seconds_since_epoch().to_le_bytes());
+        varint(&mut self.event, key(2, VARINT));
+        varint(&mut self.event, u64::from(step));
+        frame(&mut self.record, &self.event);
+        self.event.clear();
+        self.file
+            .write_all(&self.record)
+            .map_err(ModelError::io("write", &self.path))
+    }
+}
+
+const VARINT: u64 = 0;
+const FIXED_64: u64 = 1;
+const LENGTH_DELIMITED: u64 = 2;
+const FIXED_32: u64 = 5;
+
+/// Field number and wire type as protobuf packs them.
+fn key(field: u64, wire_type: u64) -> u64 {
+    field << 3 | wire_type
+}
+
+fn bytes_field(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+    varint(out, key(field, LENGTH_DELIMITED));
+    varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn varint_len(value: u64) -> usize {
+    (value | 1).ilog2() as usize / 7 + 1
+}
+
+/// One record: length (u64), its checksum, the content, its checksum.
+fn frame(out: &mut Vec<u8>, content: &[u8]) {
+    let length = (content.len() as u64).to_le_bytes();
+    out.clear();
+    out.extend(length);
+    out.extend(masked_crc32c(&length).to_le_bytes());
+    out.extend_from_slice(content);
+    out.extend(masked_crc32c(content).to_le_bytes());
+}
+
+/// The checksum, rotated and shifted so that checksums of checksums stay useful.
+fn masked_crc32c(bytes: &[u8]) -> u32 {
+    crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// CRC-32C (Castagnoli, RFC 3720 appendix B.4), reflected, bit by bit: a few hundred bytes a step.
+fn crc32c(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let by_bit = |crc: u32, _| {
+        if crc & 1 == 1 {
+            crc >> 1 ^ POLYNOMIAL
+        } else {
+            crc >> 1
+        }
+    };
+    !bytes
+        .iter()
+        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), by_bit))
+}
+
+fn seconds_since_epoch() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0.0, |elapsed| elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_published_one() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[]), 0);
+    }
+
+    #[test]
+    fn varints_have_the_announced_length() {
+        for value in [
+            0,
+            1,
+            127,
+            128,
+            16_383,
+            16_384,
+            u64::from(u32::MAX),
+            u64::MAX,
+        ] {
+            let mut out = Vec::new();
+            varint(&mut out, value);
+            assert_eq!(out.len(), varint_len(value), "{value}");
+        }
+    }
+
+    /// Splits a file into the contents of its records, checking every checksum.
+    fn records(mut file: &[u8]) -> Vec<Vec<u8>> {
+        let mut contents = Vec::new();
+        while !file.is_empty() {
+            let (head, rest) = file.split_at(12);
+            let length = u64::from_le_bytes(head[..8].try_into().unwrap()) as usize;
+            assert_eq!(head[8..], masked_crc32c(&head[..8]).to_le_bytes());
+            let (content, rest) = rest.split_at(length);
+            let (checksum, rest) = rest.split_at(4);
+            assert_eq!(checksum, masked_crc32c(content).to_le_bytes());
+            contents.push(content.to_vec());
+            file = rest;
+        }
+        contents
+    }
+
+    #[test]
+    fn events_are_laid_out_as_tensorboard_reads_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let tb = folder.path().join("tb");
+        let mut events = EventFile::create(&tb).unwrap();
+        let second = EventFile::create(&tb).unwrap();
+        assert_ne!(events.path, second.path);
+        events
+            .scalars(300, &[("loss/train", 1.5), ("lr", 0.25)])
+            .unwrap();
+        events.scalars(301, &[]).unwrap();
+        let records = records(&fs::read(&events.path).unwrap());
+        assert_eq!(records.len(), 3);
+        assert!(records[0].starts_with(b"\x1a\x0dbrain.Event:2\x09"));
+        let mut expected = b"\x2a\x1e\x0a\x11\x0a\x0aloss/train\x15".to_vec();
+        expected.extend(1.5f32.to_le_bytes());
+        expected.extend(b"\x0a\x09\x0a\x02lr\x15");
+        expected.extend(0.25f32.to_le_bytes());
+        expected.push(0x09);
+        assert_eq!(records[1][..expected.len()], expected);
+        // The double of the wall time, then field 2, the step: 300 = 0b10_0101100.
+        assert_eq!(records[1][expected.len() + 8..], [0x10, 0xac, 0x02]);
+    }
+}

@@ -1,0 +1,411 @@
+//! The whole training loop, from a config to a trained model; read it top to bottom.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use primal_kernels::Isa;
+use primal_optim::StepContext;
+
+use crate::activations::Activations;
+use crate::checkpoint::{self, Checkpoint, Position};
+use crate::config::{Backend, Config};
+use crate::data::{Dataset, Sampler, eval_windows};
+use crate::error::ModelError;
+use crate::eval::{EvalLoss, evaluate_with};
+use crate::ledger::Ledger;
+use crate::metrics::{DoneRow, EvalRow, MetricsLog, StepRow};
+use crate::model::{Model, Pass};
+use crate::process::peak_rss_bytes;
+use crate::tokenizer::Tokenizer;
+
+/// A run: model, data and everything that a checkpoint holds.
+pub struct Trainer {
+    config: Config,
+    isa: Isa,
+    pool: Arc<rayon::ThreadPool>,
+    data: Dataset,
+    sampler: Sampler,
+    /// Where the evaluation windows start.
+    eval_starts: Vec<usize>,
+    model: Model,
+    acts: Activations,
+    ledger: Ledger,
+    position: Position,
+    /// (sequences of a pass, context) each.
+    tokens: Vec<u32>,
+    targets: Vec<u32>,
+    /// (micro-batches of a step) mean losses in nats.
+    losses: Vec<f64>,
+    poison_step: Option<u32>,
+}
+
+/// What happens during a run, as it happens.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Everything is allocated; training begins.
+    Start {
+        /// The resolved configuration.
+        config: &'a Config,
+        /// Every buffer of the run.
+        ledger: &'a Ledger,
+        /// Where a resumed run stands, 0 for a fresh one.
+        step: u32,
+    },
+    /// A step was made.
+    Step(&'a StepRow),
+    /// A step was not made, since a loss or a gradient was not finite.
+    Skipped {
+        /// The step, counted from 1.
+        step: u32,
+        /// Skipped steps so far.
+        total: u32,
+    },
+    /// The held-out loss was measured.
+    Eval(&'a EvalRow),
+    /// A checkpoint was written.
+    Saved(&'a std::path::Path),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// The last row of the metrics.
+    pub done: DoneRow,
+    /// Whether it was stopped before its last step.
+    pub interrupted: bool,
+    /// Steps that were skipped because a loss or a gradient was not finite.
+    pub skipped_steps: u32,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// What became of one step.
+enum Outcome {
+    Made { loss: f64, flip_rate: f64 },
+    Skipped,
+}
+
+impl Trainer {
+    /// Begins a run in `config.train.run`. A run folder that already holds checkpoints is refused.
+    pub fn new(config: Config) -> Result<Self, ModelError> {
+        if Checkpoint::exists(&config.train.run) {
+            return Err(ModelError::RunExists(config.train.run));
+        }
+        Trainer::build(config, None)
+    }
+
+    /// Goes on from the newest checkpoint in `config.train.run`. What the run computes must be as
+    /// in the checkpoint's own configuration; length, threads, evaluation and saving may differ.
+    pub fn resume(config: Config) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(&config.train.run)?;
+        checkpoint.config.check_resumable(&config)?;
+        Trainer::build(config, Some(&checkpoint))
+    }
+
+    fn build(config: Config, checkpoint: Option<&Checkpoint>) -> Result<Self, ModelError> {
+        config.validate()?;
+        if config.train.backend == Backend::Cuda {
+            return Err(ModelError::NoCuda);
+        }
+        let isa = Isa::from_env()?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.train.threads)
+            .build()
+            .map_err(|error| ModelError::Threads(error.to_string()))?;
+        let tokenizer = checkpoint.map(Checkpoint::load_tokenizer).transpose()?;
+        let data = pool.install(|| Dataset::load(&config.data, tokenizer))?;
+        let fingerprint = data.train.fingerprint();
+        let position = match checkpoint {
+            None => Position {
+                data_fingerprint: fingerprint.clone(),
+                ..Default::default()
+            },
+            Some(checkpoint) => checkpoint.position.clone(),
+        };
+        if position.data_fingerprint != fingerprint {
+            return Err(ModelError::DataChanged(config.train.run));
+        }
+        let sampler = Sampler::new(config.train.seed, data.train.len(), config.model.context)?;
+        let eval_starts = eval_windows(
+            data.val.len(),
+            config.model.context,
+            config.train.eval_tokens,
+        )?;
+        let mut model = pool.install(|| Model::new(&config, data.tokenizer.vocab_size()))?;
+        let shape = *model.shape();
+        if let Some(checkpoint) = checkpoint {
+            checkpoint.load_training(&mut model)?;
+        }
+        let train = &config.train;
+        let sequences = train.batch / train.micro_batches * train.micro_batches_per_pass;
+        let acts = Activations::for_training(&shape, sequences, train.recompute);
+        let ledger = Ledger::for_training(&config, &shape, pool.current_num_threads(), Some(&data));
+        ledger.check_allocated(model.allocated_bytes(), acts.allocated_bytes())?;
+        Ok(Trainer {
+            tokens: vec![0; sequences * shape.context],
+            targets: vec![0; sequences * shape.context],
+            losses: vec![0.0; train.micro_batches],
+            position: Position {
+                vocab: shape.vocab,
+                ..position
+            },
+            poison_step: None,
+            config,
+            isa,
+            pool: Arc::new(pool),
+            data,
+            sampler,
+            eval_starts,
+            model,
+            acts,
+            ledger,
+        })
+    }
+
+    /// Trains to the last step, or until `on_event` breaks; either way the state is saved.
+    pub fn run(
+        &mut self,
+        on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
+    ) -> Result<Summary, ModelError> {
+        let pool = Arc::clone(&self.pool);
+        pool.install(|| self.run_in_pool(on_event))
+    }
+
+    fn run_in_pool(
+        &mut self,
+        on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
+    ) -> Result<Summary, ModelError> {
+        let train = self.config.train.clone();
+        std::fs::create_dir_all(&train.run).map_err(ModelError::io("create", &train.run))?;
+        let mut log = MetricsLog::open(&train.run, self.position.step)?;
+        let mut step_seconds = 0.0;
+        let tokens_before = self.position.tokens;
+        let mut last_eval = None;
+        let mut last_saved = None;
+        let mut stop = on_event(Event::Start {
+            config: &self.config,
+            ledger: &self.ledger,
+            step: self.position.step,
+        })
+        .is_break();
+
+        while self.position.step < train.steps && !stop {
+            let step_started = Instant::now();
+            let rate = self.config.optim.rate(self.position.step, train.steps);
+            let outcome = self.step(rate);
+            let step_tokens = (train.batch * self.config.model.context) as u64;
+            self.position.step += 1;
+            self.position.tokens += step_tokens;
+            let elapsed = step_started.elapsed().as_secs_f64();
+            step_seconds += elapsed;
+            self.position.seconds += elapsed;
+            let step = self.position.step;
+            last_eval = None;
+            last_saved = None;
+
+            stop = match outcome {
+                Outcome::Made { loss, flip_rate } => {
+                    let row = StepRow {
+                        step,
+                        tokens: self.position.tokens,
+                        train_loss: loss,
+                        tokens_per_s: step_tokens as f64 / elapsed.max(1e-9),
+                        flip_rate,
+                        lr: f64::from(self.config.optim.lr * rate),
+                        peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
+                    };
+                    log.step(&row)?;
+                    on_event(Event::Step(&row)).is_break()
+                }
+                Outcome::Skipped => {
+                    self.position.skipped_steps += 1;
+                    let total = self.position.skipped_steps;
+                    tracing::warn!(
+                        step,
+                        total,
+                        "a loss or gradient is not finite: step skipped"
+                    );
+                    log.skipped(step, total)?;
+                    on_event(Event::Skipped { step, total }).is_break()
+                }
+            };
+            let due = |every: u32| every > 0 && step.is_multiple_of(every);
+            if due(train.eval_every) && step < train.steps && !stop {
+                let loss = self.evaluate(&mut log, on_event)?;
+                last_eval = Some(loss);
+            }
+            if due(train.save_every) && step < train.steps && !stop {
+                last_saved = Some(self.save(on_event)?);
+            }
+        }
+
+        let finished = self.position.step >= train.steps;
+        let eval = match last_eval {
+            Some(loss) => loss,
+            None if finished => self.evaluate(&mut log, on_event)?,
+            None => EvalLoss::default(),
+        };
+        let checkpoint = match last_saved {
+            Some(path) => path,
+            None => self.save(on_event)?,
+        };
+        let done = DoneRow {
+            steps: self.position.step,
+            val_loss: eval.loss,
+            bits_per_byte: eval.bits_per_byte,
+            seconds: self.position.seconds,
+            tokens_per_s: (self.position.tokens - tokens_before) as f64
+                / f64::max(step_seconds, 1e-9),
+            peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
+            state_bytes_per_weight: self.model.footprint().bytes_per_weight(),
+            float_bytes: self.model.footprint().float_bytes,
+            ledger_bytes: self.ledger.total(),
+            skipped_steps: self.position.skipped_steps,
+            state_hash: self.state_hash(),
+        };
+        if finished {
+            log.done(&done)?;
+        }
+        Ok(Summary {
+            done,
+            interrupted: !finished,
+            skipped_steps: self.position.skipped_steps,
+            checkpoint,
+        })
+    }
+
+    /// One optimizer step: every micro-batch forward and backward, then the count.
+    fn step(&mut self, rate: f32) -> Outcome {
+        let train = &self.config.train;
+        let context = self.config.model.context;
+        let ctx = StepContext {
+            isa: self.isa,
+            config: &self.config.optim,
+            seed: train.seed,
+            step: self.position.step,
+            rate,
+            micro_batches: train.micro_batches as u16,
+        };
+        self.acts.poison_gradient = self.poison_step == Some(self.position.step);
+        let per_pass = train.micro_batches_per_pass;
+        let sequences = train.batch / train.micro_batches * per_pass;
+        self.model.begin_step(&ctx);
+        let mut finite = true;
+        for (pass, losses) in self.losses.chunks_mut(per_pass).enumerate() {
+            for i in 0..sequences {
+                let window = i * context..(i + 1) * context;
+                let sequence = (pass * sequences + i) as u32;
+                let start = self.sampler.start(self.position.step, sequence);
+                self.data.train.copy_window(
+                    start,
+                    &mut self.tokens[window.clone()],
+                    &mut self.targets[window],
+                );
+            }
+            let pass = Pass {
+                first_micro_batch: (pass * per_pass) as u16,
+                micro_batches: per_pass,
+                time: context,
+                tokens: &self.tokens,
+                targets: &self.targets,
+            };
+            finite = self
+                .model
+                .forward_backward(&ctx, &pass, &mut self.acts, losses);
+            if !finite {
+                break;
+            }
+        }
+        let norm = if finite {
+            self.model.grad_norm(&ctx)
+        } else {
+            f64::NAN
+        };
+        if !norm.is_finite() {
+            self.model.discard();
+            return Outcome::Skipped;
+        }
+        let clip = f64::from(self.config.optim.grad_clip);
+        let factor = if clip > 0.0 && norm > clip {
+            clip / norm
+        } else {
+            1.0
+        };
+        let flips = self
+            .model
+            .step(&ctx, (factor / f64::from(ctx.micro_batches)) as f32);
+        Outcome::Made {
+            loss: self.losses.iter().sum::<f64>() / self.losses.len() as f64,
+            flip_rate: flips.flips as f64 / flips.weights.max(1) as f64,
+        }
+    }
+
+    fn evaluate(
+        &mut self,
+        log: &mut MetricsLog,
+        on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
+    ) -> Result<EvalLoss, ModelError> {
+        let loss = evaluate_with(
+            &self.model,
+            self.isa,
+            &self.data.val,
+            &self.eval_starts,
+            &mut self.acts,
+        )?;
+        let row = EvalRow {
+            step: self.position.step,
+            val_loss: loss.loss,
+            bits_per_byte: loss.bits_per_byte,
+        };
+        log.eval(&row)?;
+        // A stop asked for here is noticed at the next step.
+        let _ = on_event(Event::Eval(&row));
+        Ok(loss)
+    }
+
+    fn save(
+        &self,
+        on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
+    ) -> Result<PathBuf, ModelError> {
+        let run = &self.config.train.run;
+        let path = Checkpoint::save(
+            run,
+            &self.model,
+            &self.data.tokenizer,
+            &self.config,
+            &self.position,
+        )?;
+        checkpoint::prune(run, self.config.train.keep_checkpoints)?;
+        let _ = on_event(Event::Saved(&path));
+        Ok(path)
+    }
+
+    /// Hex sha256 of the complete training state: equal hash, equal state.
+    pub fn state_hash(&self) -> String {
+        checkpoint::state_hash(&self.model, &self.position)
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokenizer of the run.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.data.tokenizer
+    }
+
+    /// Every buffer of the run.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Fault injection for tests: the gradient of step `step` (0-based) is not a number.
+    #[doc(hidden)]
+    pub fn poison_gradient_at(&mut self, step: u32) {
+        self.poison_step = Some(step);
+    }
+}

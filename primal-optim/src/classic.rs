@@ -1,0 +1,86 @@
+//! Rule `classic`: the original project's rule, kept as a baseline (its history knows it as
+//! "poltergeist").
+//!
+//! A gradient votes −sign(g) where |g| > mean + k·std of its matrix; the micro-batches' votes are
+//! summed; a weight flips by the sign of the sum with probability clamp(p/|s|, 1e-4, 0.05); every
+//! step starts from nothing.
+
+use primal_kernels::{VoteRng, count_classic_row};
+use primal_lut::QuantMatrix;
+
+use crate::StepContext;
+
+/// Random stream of the flips.
+const FLIP_STREAM: u8 = 2;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Classic {
+    /// (rows, cols) f32: the threshold needs the mean and spread of the whole matrix first.
+    pub(crate) grad: Vec<f32>,
+    /// (rows, cols) i16.
+    pub(crate) votes: Vec<i16>,
+}
+
+impl Classic {
+    pub(crate) fn new(rows: usize, cols: usize) -> Self {
+        Classic {
+            grad: vec![0.0; rows * cols],
+            votes: vec![0; rows * cols],
+        }
+    }
+
+    /// Casts the votes of the micro-batch whose gradient was kept.
+    pub(crate) fn end_micro_batch(&mut self, ctx: &StepContext<'_>) {
+        let n = self.grad.len().max(1) as f64;
+        // One fixed order: a threshold taken from a float mean depends on the reduction tree.
+        let (mut sum, mut sum_sq) = (0.0f64, 0.0f64);
+        for &g in &self.grad {
+            sum += f64::from(g.abs());
+            sum_sq += f64::from(g) * f64::from(g);
+        }
+        let mean = sum / n;
+        let std = (sum_sq / n - mean * mean).max(0.0).sqrt();
+        let threshold = (mean + f64::from(ctx.config.classic_k) * std) as f32;
+        for (vote, &g) in self.votes.iter_mut().zip(&self.grad) {
+            if g.abs() > threshold {
+                *vote = vote.saturating_sub(g.signum() as i16);
+            }
+        }
+    }
+
+    /// Flips by the summed votes and clears them. Returns the flips.
+    pub(crate) fn count(
+        &mut self,
+        ctx: &StepContext<'_>,
+        tensor: u16,
+        matrix: &mut QuantMatrix,
+    ) -> u64 {
+        let (cols, row_bytes, high_row_bytes) =
+            (matrix.cols(), matrix.row_bytes(), matrix.high_row_bytes());
+        let last_code = matrix.grid().len() as u8 - 1;
+        let rng = VoteRng {
+            seed: ctx.seed,
+            stream: FLIP_STREAM,
+            step: ctx.step,
+            tensor,
+            micro_batch: 0,
+        };
+        let base = ctx.config.classic_probability;
+        let (nibbles, high, scales) = matrix.planes_mut();
+        let mut high = high.map(|high| high.chunks_exact_mut(high_row_bytes));
+        let rows = nibbles
+            .chunks_exact_mut(row_bytes)
+            .zip(self.votes.chunks_exact_mut(cols))
+            .zip(scales);
+        let mut flips = 0;
+        for (row, ((nibbles, votes), scale)) in rows.enumerate() {
+            let high = high.as_mut().and_then(Iterator::next);
+            let probability = (base / scale.abs()).clamp(1e-4, 0.05);
+            let p_q16 = (probability * 65536.0).round() as u32;
+            flips += u64::from(count_classic_row(
+                nibbles, high, votes, last_code, p_q16, &rng, row as u32,
+            ));
+        }
+        flips
+    }
+}

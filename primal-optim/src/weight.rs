@@ -1,0 +1,730 @@
+//! A weight matrix together with the rule that trains it.
+
+use std::ops::Range;
+
+use primal_kernels::{Isa, MatrixRows, decode_row, sum_squares};
+use primal_lut::{Grid, QuantMatrix, TensorFile};
+use rayon::prelude::*;
+
+use crate::classic::Classic;
+use crate::consensus::Consensus;
+use crate::float::AdamState;
+use crate::tiles::{SplitRows, TILE_ROWS, cut, for_each_tile};
+use crate::{Footprint, OptimError, Rule, StatePart, StateVisitor, StepContext, WeightBytes};
+
+/// What a step did to a matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlipStats {
+    /// Weights that moved to a neighbouring grid value.
+    pub flips: u64,
+    /// Weights on the grid.
+    pub weights: u64,
+}
+
+/// How a matrix is created.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightSpec<'a> {
+    /// The rule of the run.
+    pub rule: Rule,
+    /// The grid, or `None` for a float matrix.
+    pub grid: Option<&'a Grid>,
+    /// Standard deviation σ of the initial values.
+    pub std: f32,
+    /// Initial row scale in units of σ.
+    pub scale_per_std: f32,
+    /// Whether a step has more than one micro-batch, so that votes are summed wide first.
+    pub many_micro_batches: bool,
+}
+
+/// A (rows, cols) matrix `W`, used as `y = x Wᵀ`.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    name: String,
+    tensor: u16,
+    rows: usize,
+    cols: usize,
+    values: Values,
+    learner: Learner,
+}
+
+#[derive(Clone, Debug)]
+enum Values {
+    Grid(QuantMatrix),
+    /// (rows, cols) f32, row-major.
+    Dense(Vec<f32>),
+}
+
+#[derive(Clone, Debug)]
+enum Learner {
+    /// Inference: nothing learns.
+    Absent,
+    /// Codes stay; row scales learn.
+    Frozen {
+        scales: AdamState,
+    },
+    Classic {
+        scales: AdamState,
+        rule: Classic,
+    },
+    Consensus {
+        scales: AdamState,
+        rule: Consensus,
+    },
+    /// A float latent matrix behind the grid.
+    Shadow {
+        latent: Vec<f32>,
+        adam: AdamState,
+        scale_per_std: f32,
+    },
+    /// Float weights.
+    Dense {
+        adam: AdamState,
+    },
+}
+
+impl Weight {
+    /// A trainable matrix from initial values `initial` (rows × cols, row-major, ~ N(0, σ²)).
+    ///
+    /// `tensor` is the matrix's number in the run: it selects its random numbers.
+    pub fn new(
+        name: impl Into<String>,
+        tensor: u16,
+        (rows, cols): (usize, usize),
+        initial: Vec<f32>,
+        spec: &WeightSpec<'_>,
+    ) -> Result<Self, OptimError> {
+        let name = name.into();
+        let (values, learner) = match (spec.grid, spec.rule) {
+            (None, _) | (_, Rule::Adamw) => (
+                Values::Dense(initial),
+                Learner::Dense {
+                    adam: AdamState::new(rows * cols),
+                },
+            ),
+            (Some(grid), rule) => {
+                let scale = spec.scale_per_std * spec.std;
+                let scales = vec![scale; rows];
+                let mut matrix = QuantMatrix::quantise(grid, rows, cols, cols, &initial, scales)?;
+                let scales = AdamState::new(rows);
+                let learner = match rule {
+                    Rule::Frozen => Learner::Frozen { scales },
+                    Rule::Classic => Learner::Classic {
+                        scales,
+                        rule: Classic::new(rows, cols),
+                    },
+                    Rule::Shadow => {
+                        snap_latent(&initial, spec.scale_per_std, &mut matrix);
+                        Learner::Shadow {
+                            latent: initial,
+                            adam: AdamState::new(rows * cols),
+                            scale_per_std: spec.scale_per_std,
+                        }
+                    }
+                    Rule::Consensus | Rule::Adamw => Learner::Consensus {
+                        scales,
+                        rule: Consensus::new(grid, rows, cols, spec.many_micro_batches),
+                    },
+                };
+                (Values::Grid(matrix), learner)
+            }
+        };
+        Ok(Weight {
+            name,
+            tensor,
+            rows,
+            cols,
+            values,
+            learner,
+        })
+    }
+
+    /// A matrix for inference only.
+    pub fn from_quant(name: impl Into<String>, matrix: QuantMatrix) -> Self {
+        let (rows, cols) = (matrix.rows(), matrix.cols());
+        let values = Values::Grid(matrix);
+        Weight {
+            name: name.into(),
+            tensor: 0,
+            rows,
+            cols,
+            values,
+            learner: Learner::Absent,
+        }
+    }
+
+    /// A float matrix for inference only; `values` has rows × cols elements.
+    pub fn from_dense(name: impl Into<String>, rows: usize, cols: usize, values: Vec<f32>) -> Self {
+        debug_assert_eq!(values.len(), rows * cols);
+        let values = Values::Dense(values);
+        Weight {
+            name: name.into(),
+            tensor: 0,
+            rows,
+            cols,
+            values,
+            learner: Learner::Absent,
+        }
+    }
+
+    /// The parameter's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The matrix on the grid, if it lives there.
+    pub fn quant(&self) -> Option<&QuantMatrix> {
+        match &self.values {
+            Values::Grid(matrix) => Some(matrix),
+            Values::Dense(_) => None,
+        }
+    }
+
+    /// The float values (rows × cols), if the matrix is not on the grid.
+    pub fn dense(&self) -> Option<&[f32]> {
+        match &self.values {
+            Values::Grid(_) => None,
+            Values::Dense(values) => Some(values),
+        }
+    }
+
+    /// The persistent votes (rows × cols, i8), under rule `consensus`.
+    pub fn ballot(&self) -> Option<&[i8]> {
+        match &self.learner {
+            Learner::Consensus { rule, .. } => Some(&rule.ballot),
+            _ => None,
+        }
+    }
+
+    /// Prepares the step's factors; call once before the step's first micro-batch.
+    pub fn begin_step(&mut self, ctx: &StepContext<'_>) {
+        if let Learner::Consensus { rule, .. } = &mut self.learner {
+            rule.begin_step(ctx);
+        }
+    }
+
+    /// Takes the gradient of one micro-batch's mean loss for `rows` (starting at a multiple of
+    /// [`TILE_ROWS`]), tile by tile in parallel: `make(rows, out)` writes dL/dW of a tile,
+    /// (rows, cols) row-major, and `out` is dropped after use. Returns false if a gradient was
+    /// not finite; such rows cast no vote.
+    ///
+    /// Micro-batches come one after the other; each ends with [`Weight::end_micro_batch`].
+    pub fn accumulate(
+        &mut self,
+        ctx: &StepContext<'_>,
+        micro_batch: u16,
+        rows: Range<usize>,
+        make: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
+    ) -> bool {
+        debug_assert!(rows.start.is_multiple_of(TILE_ROWS) && rows.end <= self.rows);
+        let cols = self.cols;
+        let n_rows = rows.len();
+        let bad = match (&self.values, &mut self.learner) {
+            (_, Learner::Absent) => return true,
+            (Values::Grid(matrix), Learner::Frozen { scales }) => {
+                let tiles = ScaleRows {
+                    first_row: rows.start,
+                    grad: &mut scales.grad[rows],
+                };
+                for_each_tile(tiles, &|tile: ScaleRows<'_>| {
+                    tile.accumulate(ctx.isa, matrix, make, &mut |_, _, _, _| {})
+                })
+            }
+            (Values::Grid(matrix), Learner::Classic { scales, rule }) => {
+                let tiles = (
+                    ScaleRows {
+                        first_row: rows.start,
+                        grad: &mut scales.grad[rows.clone()],
+                    },
+                    GradRows {
+                        cols,
+                        grad: &mut rule.grad[rows.start * cols..rows.end * cols],
+                    },
+                );
+                for_each_tile(tiles, &|(tile, kept): (ScaleRows<'_>, GradRows<'_>)| {
+                    let mut kept_rows = kept.grad.chunks_exact_mut(cols);
+                    tile.accumulate(ctx.isa, matrix, make, &mut |_, grad, _, _| {
+                        if let Some(row) = kept_rows.next() {
+                            row.copy_from_slice(grad);
+                        }
+                    })
+                })
+            }
+            (Values::Grid(matrix), Learner::Consensus { scales, rule }) => {
+                let caster = rule.caster(ctx, self.tensor, micro_batch);
+                let tiles = (
+                    ScaleRows {
+                        first_row: rows.start,
+                        grad: &mut scales.grad[rows.clone()],
+                    },
+                    rule.rows(rows),
+                );
+                for_each_tile(tiles, &|(tile, mut votes)| {
+                    tile.accumulate(ctx.isa, matrix, make, &mut |row, grad, values, scale| {
+                        caster.cast(row, grad, values, scale, &mut votes);
+                    })
+                })
+            }
+            (_, Learner::Shadow { adam, .. } | Learner::Dense { adam }) => {
+                let grad = &mut adam.grad[rows.start * cols..rows.end * cols];
+                let tiles = (
+                    RowCount {
+                        first_row: rows.start,
+                        rows: n_rows,
+                    },
+                    GradRows { cols, grad },
+                );
+                for_each_tile(tiles, &|(tile, sum): (RowCount, GradRows<'_>)| {
+                    with_tile(tile.rows * cols, |grad| {
+                        make(tile.first_row..tile.first_row + tile.rows, grad);
+                        primal_kernels::add(ctx.isa, grad, sum.grad);
+                        u32::from(!primal_kernels::all_finite(ctx.isa, grad))
+                    })
+                })
+            }
+            // A learner is created together with its values; no other pairs exist.
+            (Values::Dense(_), _) => 0,
+        };
+        bad == 0
+    }
+
+    /// Ends a micro-batch: folds its partial sums in tile order.
+    pub fn end_micro_batch(&mut self, ctx: &StepContext<'_>) {
+        match &mut self.learner {
+            Learner::Consensus { rule, .. } => rule.end_micro_batch(),
+            Learner::Classic { rule, .. } => rule.end_micro_batch(ctx),
+            _ => {}
+        }
+    }
+
+    /// Sum of the squared float gradient (row scales, or the whole matrix when it is float).
+    pub fn grad_sum_squares(&self, isa: Isa) -> f64 {
+        match &self.learner {
+            Learner::Absent => 0.0,
+            Learner::Frozen { scales }
+            | Learner::Classic { scales, .. }
+            | Learner::Consensus { scales, .. } => sum_squares(isa, &scales.grad),
+            // Fixed chunks folded in order: the same sum for any thread count.
+            Learner::Shadow { adam, .. } | Learner::Dense { adam } => adam
+                .grad
+                .chunks(1 << 20)
+                .map(|chunk| sum_squares(isa, chunk))
+                .sum(),
+        }
+    }
+
+    /// Takes the step: counts the votes and flips, moves the float parts. `grad_factor` is
+    /// 1 / micro-batches times the clip of the float gradient.
+    pub fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) -> FlipStats {
+        let config = ctx.config;
+        let lr = config.lr * ctx.rate;
+        let scale_lr = lr * config.scale_lr_ratio;
+        let mut stats = FlipStats {
+            flips: 0,
+            weights: (self.rows * self.cols) as u64,
+        };
+        match (&mut self.values, &mut self.learner) {
+            (Values::Grid(matrix), Learner::Frozen { scales }) => {
+                scales.step(ctx, matrix.scales_mut(), grad_factor, scale_lr, 0.0);
+            }
+            (Values::Grid(matrix), Learner::Classic { scales, rule }) => {
+                stats.flips = rule.count(ctx, self.tensor, matrix);
+                scales.step(ctx, matrix.scales_mut(), grad_factor, scale_lr, 0.0);
+            }
+            (Values::Grid(matrix), Learner::Consensus { scales, rule }) => {
+                stats.flips = rule.count(ctx, self.tensor, matrix);
+                scales.step(ctx, matrix.scales_mut(), grad_factor, scale_lr, 0.0);
+            }
+            (
+                Values::Grid(matrix),
+                Learner::Shadow {
+                    latent,
+                    adam,
+                    scale_per_std,
+                },
+            ) => {
+                adam.step(ctx, latent, grad_factor, lr, config.weight_decay);
+                stats.flips = snap_latent(latent, *scale_per_std, matrix);
+            }
+            (Values::Dense(values), Learner::Dense { adam }) => {
+                adam.step(ctx, values, grad_factor, lr, config.weight_decay);
+                stats.weights = 0;
+            }
+            _ => stats.weights = 0,
+        }
+        stats
+    }
+
+    /// Drops the gradients of a step that is not taken. Votes that were summed wide are dropped
+    /// with them; votes already in the ballot (a step of one micro-batch) stay: each came from a
+    /// finite gradient.
+    pub fn discard(&mut self) {
+        match &mut self.learner {
+            Learner::Absent => {}
+            Learner::Frozen { scales } => scales.grad.fill(0.0),
+            Learner::Classic { scales, rule } => {
+                scales.grad.fill(0.0);
+                rule.votes.fill(0);
+            }
+            Learner::Consensus { scales, rule } => {
+                scales.grad.fill(0.0);
+                rule.discard();
+            }
+            Learner::Shadow { adam, .. } | Learner::Dense { adam } => adam.grad.fill(0.0),
+        }
+    }
+
+    /// Walks over the state.
+    pub fn visit<'a>(&'a self, part: StatePart, to: &mut dyn StateVisitor<'a>) {
+        let shape = [self.rows, self.cols];
+        if part == StatePart::Model {
+            match &self.values {
+                Values::Grid(matrix) => to.quant(&self.name, matrix),
+                Values::Dense(values) => to.f32(&self.name, &shape, values),
+            }
+            return;
+        }
+        let scale_name = format!("{}.scales", self.name);
+        match &self.learner {
+            Learner::Absent => {}
+            Learner::Frozen { scales } | Learner::Classic { scales, .. } => {
+                scales.visit(&scale_name, &[self.rows], to);
+            }
+            Learner::Consensus { scales, rule } => {
+                scales.visit(&scale_name, &[self.rows], to);
+                rule.visit(&self.name, self.rows, to);
+            }
+            Learner::Shadow { latent, adam, .. } => {
+                to.f32(&format!("{}.latent", self.name), &shape, latent);
+                adam.visit(&self.name, &shape, to);
+            }
+            Learner::Dense { adam } => adam.visit(&self.name, &shape, to),
+        }
+    }
+
+    /// Reads one half of the state back; shapes and grids must agree.
+    pub fn load(&mut self, part: StatePart, file: &TensorFile) -> Result<(), OptimError> {
+        let shape = [self.rows, self.cols];
+        if part == StatePart::Model {
+            match &mut self.values {
+                Values::Grid(matrix) => {
+                    let found = file.quant(&self.name)?;
+                    let fits = found.rows() == self.rows
+                        && found.cols() == self.cols
+                        && found.group() == matrix.group()
+                        && found.grid() == matrix.grid();
+                    if !fits {
+                        return Err(OptimError::MatrixMismatch {
+                            name: self.name.clone(),
+                            found_rows: found.rows(),
+                            found_cols: found.cols(),
+                            found_grid: found.grid().id().to_string(),
+                            rows: self.rows,
+                            cols: self.cols,
+                            grid: matrix.grid().id().to_string(),
+                        });
+                    }
+                    *matrix = found;
+                }
+                Values::Dense(values) => *values = file.f32(&self.name, &shape)?,
+            }
+            return Ok(());
+        }
+        let scale_name = format!("{}.scales", self.name);
+        match &mut self.learner {
+            Learner::Absent => {}
+            Learner::Frozen { scales } | Learner::Classic { scales, .. } => {
+                scales.load(&scale_name, &[self.rows], file)?;
+            }
+            Learner::Consensus { scales, rule } => {
+                scales.load(&scale_name, &[self.rows], file)?;
+                rule.load(&self.name, (self.rows, self.cols), file)?;
+            }
+            Learner::Shadow { latent, adam, .. } => {
+                *latent = file.f32(&format!("{}.latent", self.name), &shape)?;
+                adam.load(&self.name, &shape, file)?;
+            }
+            Learner::Dense { adam } => adam.load(&self.name, &shape, file)?,
+        }
+        Ok(())
+    }
+
+    /// Bytes in memory, as allocated; equals [`WeightBytes::plan`].
+    pub fn allocated_bytes(&self) -> WeightBytes {
+        let mut bytes = WeightBytes::default();
+        match &self.values {
+            Values::Grid(matrix) => {
+                bytes.values =
+                    (matrix.nibbles().len() + matrix.high().map_or(0, <[u8]>::len)) as u64;
+                bytes.float_state = 4 * matrix.scales().len() as u64;
+            }
+            Values::Dense(values) => bytes.values = 4 * values.len() as u64,
+        }
+        match &self.learner {
+            Learner::Absent => {}
+            Learner::Frozen { scales } => bytes.float_state += scales.allocated_bytes(),
+            Learner::Classic { scales, rule } => {
+                bytes.votes = 2 * rule.votes.len() as u64;
+                bytes.float_state += scales.allocated_bytes() + 4 * rule.grad.len() as u64;
+            }
+            Learner::Consensus { scales, rule } => {
+                bytes.float_state += scales.allocated_bytes();
+                (bytes.ballots, bytes.votes, bytes.statistics) = rule.allocated_bytes();
+            }
+            Learner::Shadow { latent, adam, .. } => {
+                bytes.float_state += 4 * latent.len() as u64 + adam.allocated_bytes();
+            }
+            Learner::Dense { adam } => bytes.float_state += adam.allocated_bytes(),
+        }
+        bytes
+    }
+
+    /// dL/dW (rows × cols) of a float matrix, or dL/ds (rows) of the row scales: the sum over the
+    /// micro-batches so far of the gradient of their mean losses. Cleared by a step.
+    pub fn float_gradient(&self) -> &[f32] {
+        match &self.learner {
+            Learner::Absent => &[],
+            Learner::Frozen { scales }
+            | Learner::Classic { scales, .. }
+            | Learner::Consensus { scales, .. } => &scales.grad,
+            Learner::Shadow { adam, .. } | Learner::Dense { adam } => &adam.grad,
+        }
+    }
+
+    /// Bytes of the persistent state.
+    pub fn footprint(&self) -> Footprint {
+        let weights = (self.rows * self.cols) as u64;
+        match (&self.values, &self.learner) {
+            (Values::Dense(_), learner) => Footprint {
+                float_weights: weights,
+                float_bytes: 4 * weights
+                    + if let Learner::Dense { adam } = learner {
+                        adam.bytes()
+                    } else {
+                        0
+                    },
+                ..Default::default()
+            },
+            (Values::Grid(matrix), learner) => {
+                let scale_bytes = 4 * matrix.scales().len() as u64;
+                let codes = matrix.bytes() as u64 - scale_bytes;
+                let (grid_extra, float_extra) = match learner {
+                    Learner::Absent | Learner::Dense { .. } => (0, 0),
+                    Learner::Frozen { scales } | Learner::Classic { scales, .. } => {
+                        (0, scales.bytes())
+                    }
+                    Learner::Consensus { scales, rule } => (
+                        rule.ballot.len() as u64,
+                        scales.bytes() + rule.statistics_bytes(),
+                    ),
+                    Learner::Shadow { adam, .. } => (4 * weights + adam.bytes(), 0),
+                };
+                Footprint {
+                    grid_weights: weights,
+                    grid_bytes: codes + grid_extra,
+                    float_weights: matrix.scales().len() as u64,
+                    float_bytes: scale_bytes + float_extra,
+                }
+            }
+        }
+    }
+}
+
+impl MatrixRows for Weight {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn fill_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
+        match &self.values {
+            Values::Grid(matrix) => decode_row(isa, matrix, row, out),
+            Values::Dense(values) => {
+                out.copy_from_slice(&values[row * self.cols..(row + 1) * self.cols])
+            }
+        }
+    }
+}
+
+/// Quantises a latent matrix with row scale = `scale_per_std` · rms(row); returns moved weights.
+fn snap_latent(latent: &[f32], scale_per_std: f32, matrix: &mut QuantMatrix) -> u64 {
+    let cols = matrix.cols();
+    let grid = matrix.grid().clone();
+    let scales: Vec<f32> = latent
+        .par_chunks(cols)
+        .map(|row| {
+            let mean_sq = row.iter().map(|w| w * w).sum::<f32>() / cols as f32;
+            (scale_per_std * mean_sq.sqrt()).max(f32::MIN_POSITIVE)
+        })
+        .collect();
+    let before = matrix.nibbles().to_vec();
+    if let Ok(snapped) = QuantMatrix::quantise(&grid, matrix.rows(), cols, cols, latent, scales) {
+        *matrix = snapped;
+    }
+    let moved = |(a, b): (&u8, &u8)| u64::from(a & 15 != b & 15) + u64::from(a >> 4 != b >> 4);
+    before.iter().zip(matrix.nibbles()).map(moved).sum()
+}
+
+/// Scale gradients of a range of rows.
+struct ScaleRows<'a> {
+    first_row: usize,
+    grad: &'a mut [f32],
+}
+
+impl ScaleRows<'_> {
+    /// Makes the tile's gradient, adds dL/ds = Σ_j dL/dW_ij · grid[code_ij] of each row and hands
+    /// (row, dL/dW row, grid values of the row, scale) to `each`. Returns the rows whose gradient
+    /// is not finite; `each` does not see those.
+    fn accumulate(
+        self,
+        isa: Isa,
+        matrix: &QuantMatrix,
+        make: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
+        each: &mut dyn FnMut(usize, &[f32], &[f32], f32),
+    ) -> u32 {
+        let cols = matrix.cols();
+        let n_rows = self.grad.len();
+        with_tile((n_rows + 1) * cols, |buffer| {
+            let (grads, values) = buffer.split_at_mut(n_rows * cols);
+            make(self.first_row..self.first_row + n_rows, grads);
+            let mut bad = 0;
+            for (i, grad) in grads.chunks_exact(cols).enumerate() {
+                let row = self.first_row + i;
+                primal_kernels::decode_values(
+                    isa,
+                    matrix.grid().table(),
+                    matrix.high().map(|high| {
+                        &high[row * matrix.high_row_bytes()..][..matrix.high_row_bytes()]
+                    }),
+                    &matrix.nibbles()[row * matrix.row_bytes()..][..matrix.row_bytes()],
+                    values,
+                );
+                let dot = primal_kernels::dot(isa, grad, values);
+                if !dot.is_finite() || !primal_kernels::all_finite(isa, grad) {
+                    bad += 1;
+                    continue;
+                }
+                self.grad[i] += dot;
+                each(row, grad, values, matrix.scales()[row]);
+            }
+            bad
+        })
+    }
+}
+
+impl SplitRows for ScaleRows<'_> {
+    fn rows(&self) -> usize {
+        self.grad.len()
+    }
+
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let (left, right) = cut(self.grad, row, 1);
+        (
+            ScaleRows {
+                first_row: self.first_row,
+                grad: left,
+            },
+            ScaleRows {
+                first_row: self.first_row + row,
+                grad: right,
+            },
+        )
+    }
+}
+
+/// Kept gradient rows, (rows, cols) f32.
+struct GradRows<'a> {
+    cols: usize,
+    grad: &'a mut [f32],
+}
+
+impl SplitRows for GradRows<'_> {
+    fn rows(&self) -> usize {
+        self.grad.len() / self.cols
+    }
+
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let (left, right) = cut(self.grad, row, self.cols);
+        (
+            GradRows {
+                cols: self.cols,
+                grad: left,
+            },
+            GradRows {
+                cols: self.cols,
+                grad: right,
+            },
+        )
+    }
+}
+
+/// Rows with no buffer of their own.
+struct RowCount {
+    first_row: usize,
+    rows: usize,
+}
+
+impl SplitRows for RowCount {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn split_at(self, row: usize) -> (Self, Self) {
+        (
+            RowCount {
+                first_row: self.first_row,
+                rows: row,
+            },
+            RowCount {
+                first_row: self.first_row + row,
+                rows: self.rows - row,
+            },
+        )
+    }
+}
+
+/// Two states cut at the same rows.
+impl<A: SplitRows, B: SplitRows> SplitRows for (A, B) {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn split_at(self, row: usize) -> (Self, Self) {
+        let (a, b) = self.0.split_at(row);
+        let (c, d) = self.1.split_at(row);
+        ((a, c), (b, d))
+    }
+}
+
+thread_local! {
+    static TILE: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Lends this thread's gradient tile buffer, which only grows.
+fn with_tile<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    // Taken out while in use: work that is stolen inside `work` may ask for a tile of its own.
+    let mut buffer = TILE.with(std::cell::RefCell::take);
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    let result = work(&mut buffer[..len]);
+    TILE.with(|tile| tile.replace(buffer));
+    result
+}
+
+/// Bytes of the gradient tile buffer that one thread comes to hold for matrices up to `cols` wide.
+pub fn tile_bytes_per_thread(cols: usize) -> u64 {
+    4 * (TILE_ROWS as u64 + 1) * cols as u64
+}
