@@ -1,0 +1,108 @@
+//! The gates of the project, cheapest first, each named and timed.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::tools::{cargo, run as execute};
+use crate::{dependencies, tidy};
+
+/// One gate: what it is called and what it runs.
+struct Gate {
+    name: &'static str,
+    check: fn() -> Result<()>,
+}
+
+const GATES: [Gate; 7] = [
+    Gate {
+        name: "formatting",
+        check: formatting,
+    },
+    Gate {
+        name: "dependency direction",
+        check: dependencies::check,
+    },
+    Gate {
+        name: "tidy",
+        check: tidy::check,
+    },
+    Gate {
+        name: "clippy",
+        check: clippy,
+    },
+    Gate {
+        name: "documentation",
+        check: documentation,
+    },
+    Gate {
+        name: "tests",
+        check: tests,
+    },
+    Gate {
+        name: "doctests",
+        check: doctests,
+    },
+];
+
+/// Runs the gates up to the first that fails and prints a summary.
+pub fn run() -> Result<()> {
+    let mut lines = Vec::new();
+    let mut failed = None;
+    for gate in &GATES {
+        if failed.is_some() {
+            lines.push(format!("  not run  {:>7}  {}", "", gate.name));
+            continue;
+        }
+        eprintln!("== {}", gate.name);
+        let started = Instant::now();
+        let result = (gate.check)();
+        let seconds = started.elapsed().as_secs_f64();
+        let verdict = if result.is_ok() { "ok" } else { "FAILED" };
+        lines.push(format!("  {verdict:<7}  {seconds:>6.1}s  {}", gate.name));
+        if let Err(error) = result {
+            eprintln!("error: {error:#}");
+            failed = Some(gate.name);
+        }
+    }
+    println!("\ncargo xtask ci");
+    println!("{}", lines.join("\n"));
+    match failed {
+        None => Ok(()),
+        Some(name) => bail!("gate '{name}' failed"),
+    }
+}
+
+fn formatting() -> Result<()> {
+    execute(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    let arguments = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    execute(cargo().args(arguments))
+}
+
+fn documentation() -> Result<()> {
+    let arguments = ["doc", "--workspace", "--no-deps", "--locked"];
+    execute(cargo().args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn tests() -> Result<()> {
+    let targets = ["--lib", "--bins", "--tests"];
+    execute(
+        cargo()
+            .args(["test", "--workspace", "--locked"])
+            .args(targets),
+    )
+}
+
+fn doctests() -> Result<()> {
+    execute(cargo().args(["test", "--workspace", "--locked", "--doc"]))
+}

@@ -1,0 +1,143 @@
+//! The direction in which the workspace's crates may depend on each other.
+
+use anyhow::{Result, bail};
+use serde::Deserialize;
+
+use crate::tools::{capture, cargo};
+
+/// Every crate of the workspace and the crates of ours that it may use.
+const ALLOWED: [(&str, &[&str]); 8] = [
+    ("primal-lut", &[]),
+    ("primal-kernels", &["primal-lut"]),
+    ("primal-optim", &["primal-lut", "primal-kernels"]),
+    (
+        "primal-model",
+        &["primal-lut", "primal-kernels", "primal-optim"],
+    ),
+    ("primal-vocoder", &["primal-lut", "primal-kernels"]),
+    (
+        "primal-cli",
+        &[
+            "primal-lut",
+            "primal-kernels",
+            "primal-optim",
+            "primal-model",
+        ],
+    ),
+    (
+        "primal-benches",
+        &[
+            "primal-lut",
+            "primal-kernels",
+            "primal-optim",
+            "primal-model",
+        ],
+    ),
+    ("xtask", &[]),
+];
+
+/// What `cargo metadata` says of the workspace.
+#[derive(Deserialize)]
+pub struct Metadata {
+    /// The workspace's own crates.
+    pub packages: Vec<Package>,
+}
+
+/// One crate.
+#[derive(Deserialize)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Path of its Cargo.toml.
+    pub manifest_path: String,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    name: String,
+    /// Set for a crate of the workspace.
+    path: Option<String>,
+}
+
+/// Fails on the first crates that depend on each other in a way that [`ALLOWED`] does not name.
+pub fn check() -> Result<()> {
+    let violations = violations(&metadata()?);
+    if violations.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", violations.join("\n       "))
+    }
+}
+
+/// The workspace's crates, from the locked manifest.
+pub fn metadata() -> Result<Metadata> {
+    let arguments = ["metadata", "--locked", "--no-deps", "--format-version", "1"];
+    Ok(serde_json::from_str(&capture(cargo().args(arguments))?)?)
+}
+
+fn violations(metadata: &Metadata) -> Vec<String> {
+    let mut found = Vec::new();
+    for package in &metadata.packages {
+        let allowed = ALLOWED.iter().find(|(name, _)| *name == package.name);
+        let Some((name, allowed)) = allowed else {
+            found.push(format!(
+                "crate {} has no place in the dependency order",
+                package.name
+            ));
+            continue;
+        };
+        for dependency in package.dependencies.iter().filter(|it| it.path.is_some()) {
+            if !allowed.contains(&dependency.name.as_str()) {
+                found.push(format!("{name} must not depend on {}", dependency.name));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, dependencies: &[&str]) -> Package {
+        let path = Some(String::from("somewhere"));
+        let dependency = |name: &&str| Dependency {
+            name: name.to_string(),
+            path: path.clone(),
+        };
+        Package {
+            name: name.into(),
+            manifest_path: String::new(),
+            dependencies: dependencies.iter().map(dependency).collect(),
+        }
+    }
+
+    #[test]
+    fn the_direction_is_enforced() {
+        let right = package("primal-kernels", &["primal-lut"]);
+        let backwards = package("primal-lut", &["primal-kernels"]);
+        let stranger = package("primal-new", &[]);
+        let found = violations(&Metadata {
+            packages: vec![right, backwards, stranger],
+        });
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found[0].contains("primal-lut must not depend on primal-kernels"),
+            "{found:?}"
+        );
+        assert!(found[1].contains("primal-new"), "{found:?}");
+    }
+
+    #[test]
+    fn crates_from_elsewhere_are_free() {
+        let mut kernels = package("primal-kernels", &["rayon"]);
+        kernels.dependencies[0].path = None;
+        assert!(
+            violations(&Metadata {
+                packages: vec![kernels]
+            })
+            .is_empty()
+        );
+    }
+}

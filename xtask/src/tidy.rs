@@ -1,0 +1,137 @@
+//! Rules of the house that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::dependencies::metadata;
+
+/// A file longer than this wants to be two.
+const MAX_LINES: usize = 800;
+
+/// Marks of unfinished work, cut in two so that this file does not carry them.
+const UNFINISHED: [&str; 3] = [
+    concat!("TO", "DO"),
+    concat!("FIX", "ME"),
+    concat!("dbg", "!("),
+];
+
+/// Checks every Rust file and every crate's folder.
+pub fn check() -> Result<()> {
+    let mut problems = crate_problems()?;
+    for path in rust_files(Path::new("."))? {
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        problems.extend(file_problems(&path, &text));
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", problems.join("\n       "))
+    }
+}
+
+/// Folders are named as their crates, and every crate takes the shared lints or forbids less in
+/// one known place.
+fn crate_problems() -> Result<Vec<String>> {
+    let mut problems = Vec::new();
+    for package in metadata()?.packages {
+        let manifest = Path::new(&package.manifest_path);
+        let folder = manifest
+            .parent()
+            .and_then(|it| it.file_name())
+            .unwrap_or_default();
+        let folder = folder.to_string_lossy();
+        if package.name != folder && package.name != format!("primal-{folder}") {
+            problems.push(format!("crate {} lives in folder {folder}", package.name));
+        }
+        let text = fs::read_to_string(manifest).with_context(|| manifest.display().to_string())?;
+        if !text.contains("[lints]\nworkspace = true") && package.name != "primal-kernels" {
+            problems.push(format!(
+                "{folder}/Cargo.toml does not take the workspace's lints"
+            ));
+        }
+    }
+    Ok(problems)
+}
+
+fn file_problems(path: &Path, text: &str) -> Vec<String> {
+    let name = path.strip_prefix(".").unwrap_or(path).display();
+    let mut problems = Vec::new();
+    if !text.starts_with("//! ") {
+        problems.push(format!(
+            "{name}: the first line must say what the file is for (`//! ...`)"
+        ));
+    }
+    let n_lines = text.lines().count();
+    if n_lines > MAX_LINES {
+        problems.push(format!("{name}: {n_lines} lines, at most {MAX_LINES}"));
+    }
+    for (index, line) in text.lines().enumerate() {
+        if let Some(mark) = UNFINISHED.iter().find(|mark| line.contains(**mark)) {
+            problems.push(format!("{name}:{}: {mark}", index + 1));
+        }
+    }
+    problems
+}
+
+/// Every `.rs` file of the working tree, build output and hidden folders left out.
+fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut entries = fs::read_dir(folder)
+        .with_context(|| folder.display().to_string())?
+        .collect::<std::io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::path);
+    for entry in entries {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if entry.file_type()?.is_dir() {
+            if !name.starts_with('.') && name != "target" && name != "runs" {
+                found.extend(rust_files(&path)?);
+            }
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_file_passes() {
+        assert!(file_problems(Path::new("a.rs"), "//! Why.\n\nfn main() {}\n").is_empty());
+    }
+
+    #[test]
+    fn each_rule_is_reported_with_its_place() {
+        let long = format!(
+            "fn a() {{}}\n// {}\n{}",
+            UNFINISHED[0],
+            "\n".repeat(MAX_LINES)
+        );
+        let problems = file_problems(Path::new("./b/c.rs"), &long);
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert!(
+            problems[0].starts_with("b/c.rs: the first line"),
+            "{problems:?}"
+        );
+        assert!(problems[2].starts_with("b/c.rs:2:"), "{problems:?}");
+    }
+
+    #[test]
+    fn build_output_and_hidden_folders_are_left_out() {
+        let root = tempfile::tempdir().unwrap();
+        for path in ["src/a.rs", "target/b.rs", ".git/c.rs", "src/note.txt"] {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        assert_eq!(
+            rust_files(root.path()).unwrap(),
+            [root.path().join("src/a.rs")]
+        );
+    }
+}
