@@ -49,7 +49,7 @@ pub enum ModelError {
         reason: String,
     },
     /// A value outside its range, or values that contradict each other.
-    #[error("config: {key} = {value}: {reason}")]
+    #[error("{key} = {value}: {reason}")]
     OutOfRange {
         /// The key as `section.key`.
         key: &'static str,

@@ -1,9 +1,50 @@
-//! Placeholder until this crate lands.
+//! Transformers on the grid: from text to a trained model, and from a model to text.
+//!
+//! [`train::Trainer`] is the whole path: it reads data ([`data`], [`corpus`], [`tokenizer`]),
+//! builds a [`Model`] whose matrices live on the grid, runs the training loop, measures held-out
+//! loss ([`eval`]) and writes [`checkpoint`]s that hold the complete state. [`generate`] and
+//! [`sampling`] write text; [`ledger`] knows every buffer beforehand.
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//! use primal_model::{config::Config, train::Trainer};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let text = folder.path().join("text.txt");
+//! std::fs::write(&text, "the quick brown fox jumps over the lazy dog. ".repeat(50))?;
+//!
+//! let mut config = Config::preset("shakespeare-char")?;
+//! config.data.train = vec![text];
+//! config.train.run = folder.path().join("run");
+//! for change in ["model.width=32", "model.n_layer=1", "model.context=16", "train.steps=20", "optim.warmup_steps=5"] {
+//!     config.set(change)?;
+//! }
+//! let summary = Trainer::new(config)?.run(&mut |_event| ControlFlow::Continue(()))?;
+//! assert!(summary.done.val_loss < 3.4);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+mod activations;
+mod block;
+pub mod checkpoint;
 pub mod config;
 pub mod corpus;
 pub mod data;
 mod error;
+pub mod eval;
+pub mod generate;
+mod layers;
+pub mod ledger;
+pub mod metrics;
+mod model;
+#[cfg(test)]
+mod model_tests;
+pub mod process;
+pub mod sampling;
+mod tensorboard;
+pub mod tensorboard;
 pub mod tokenizer;
+pub mod train;
 
 pub use error::ModelError;
+pub use model::{GptShape, Model, Pass};
