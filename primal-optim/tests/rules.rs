@@ -1,0 +1,214 @@
+//! The rules through their public interface: accounting, determinism, resume, and learning.
+
+use primal_kernels::{Isa, philox4x32};
+use primal_lut::{Grid, QuantMatrix, TensorFile, TensorFileWriter};
+use primal_optim::{
+    OptimConfig, Rule, StatePart, StateVisitor, StepContext, Weight, WeightBytes, WeightSpec,
+};
+use proptest::prelude::*;
+
+fn spec(rule: Rule, grid: Option<&Grid>, many: bool) -> WeightSpec<'_> {
+    WeightSpec { rule, grid, std: 0.1, scale_per_std: 3.5, many_micro_batches: many }
+}
+
+/// Deterministic noise in [-1, 1).
+fn noise(a: u32, b: u32, i: usize) -> f32 {
+    philox4x32([i as u32, a, b, 7 << 28], [9, 9])[0] as f32 / 2_147_483_648.0 - 1.0
+}
+
+fn weight(rule: Rule, (rows, cols): (usize, usize), grid: Option<&Grid>, many: bool) -> Weight {
+    let initial = (0..rows * cols).map(|i| 0.1 * noise(0, 0, i)).collect();
+    Weight::new("w", 3, (rows, cols), initial, &spec(rule, grid, many)).unwrap()
+}
+
+struct Run<'a> {
+    config: &'a OptimConfig,
+    micro_batches: u16,
+}
+
+impl Run<'_> {
+    /// One step on a gradient that pulls every weight towards `target`, with noise.
+    fn step(&self, weight: &mut Weight, step: u32, noise_size: f32) -> u64 {
+        let ctx = StepContext {
+            isa: Isa::best(),
+            config: self.config,
+            seed: 5,
+            step,
+            rate: 1.0,
+            micro_batches: self.micro_batches,
+        };
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let mut now = vec![0.0; rows * cols];
+        primal_kernels::fill_rows(ctx.isa, &*weight, 0..rows, &mut now);
+        weight.begin_step(&ctx);
+        for micro_batch in 0..self.micro_batches {
+            let finite = weight.accumulate(&ctx, micro_batch, 0..rows, &|tile, grad| {
+                for (i, g) in (tile.start * cols..tile.end * cols).zip(grad) {
+                    let spread = noise_size * f32::from(self.micro_batches).sqrt();
+                    *g = now[i] - target(i) + spread * noise(step + 1, u32::from(micro_batch), i);
+                }
+            });
+            assert!(finite);
+            weight.end_micro_batch(&ctx);
+        }
+        weight.step(&ctx, 1.0 / f32::from(self.micro_batches)).flips
+    }
+}
+
+fn target(i: usize) -> f32 {
+    0.25 * noise(77, 0, i)
+}
+
+fn error(weight: &Weight) -> f32 {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    let mut now = vec![0.0; rows * cols];
+    primal_kernels::fill_rows(Isa::best(), weight, 0..rows, &mut now);
+    let sum: f32 = now.iter().enumerate().map(|(i, w)| (w - target(i)).powi(2)).sum();
+    (sum / now.len() as f32).sqrt()
+}
+
+#[derive(Default)]
+struct Collect<'a>(TensorFileWriter<'a>);
+
+impl<'a> StateVisitor<'a> for Collect<'a> {
+    fn quant(&mut self, name: &str, matrix: &'a QuantMatrix) {
+        self.0.quant(name, matrix);
+    }
+    fn f32(&mut self, name: &str, shape: &[usize], values: &'a [f32]) {
+        self.0.f32(name, shape, values);
+    }
+    fn i8(&mut self, name: &str, shape: &[usize], values: &'a [i8]) {
+        self.0.i8(name, shape, values);
+    }
+}
+
+fn state(weight: &Weight) -> Vec<u8> {
+    let mut all = Collect::default();
+    weight.visit(StatePart::Model, &mut all);
+    weight.visit(StatePart::Optimizer, &mut all);
+    all.0.to_bytes().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn memory_is_what_the_plan_says(rows in 1usize..200, cols in 1usize..80, many: bool, rule in 0usize..5, kind in 0usize..3) {
+        let rule = Rule::ALL[rule];
+        let grid = [Some(Grid::prime()), Some(Grid::fine()), None][kind].clone();
+        let weight = weight(rule, (rows, cols), grid.as_ref(), many);
+        let plan = WeightBytes::plan((rows, cols), grid.as_ref(), rule, many);
+        prop_assert_eq!(weight.allocated_bytes(), plan);
+    }
+}
+
+#[test]
+fn a_discrete_weight_takes_one_and_a_half_bytes() {
+    let grid = Grid::prime();
+    let weight = weight(Rule::Consensus, (64, 64), Some(&grid), true);
+    assert_eq!(weight.footprint().bytes_per_weight(), 1.5);
+}
+
+#[test]
+fn one_and_two_threads_reach_the_same_state() {
+    for rule in Rule::ALL {
+        for grid in [Grid::prime(), Grid::fine()] {
+            for micro_batches in [1, 3] {
+                let states = [1, 2, 3].map(|threads| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    pool.install(|| {
+                        let config = OptimConfig { rule, ..Default::default() };
+                        let run = Run { config: &config, micro_batches };
+                        let mut weight = weight(rule, (200, 37), Some(&grid), micro_batches > 1);
+                        for step in 0..8 {
+                            run.step(&mut weight, step, 0.5);
+                        }
+                        state(&weight)
+                    })
+                });
+                assert!(states[0] == states[1] && states[0] == states[2], "{rule} {} {micro_batches}", grid.id());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reloaded_state_goes_on_bit_for_bit() {
+    for rule in Rule::ALL {
+        let grid = Grid::prime();
+        let config = OptimConfig { rule, ..Default::default() };
+        let run = Run { config: &config, micro_batches: 2 };
+        let mut first = weight(rule, (70, 33), Some(&grid), true);
+        for step in 0..5 {
+            run.step(&mut first, step, 0.5);
+        }
+        let file = TensorFile::from_bytes(state(&first)).unwrap();
+        let mut second = weight(rule, (70, 33), Some(&grid), true);
+        second.load(StatePart::Model, &file).unwrap();
+        second.load(StatePart::Optimizer, &file).unwrap();
+        for step in 5..9 {
+            run.step(&mut first, step, 0.5);
+            run.step(&mut second, step, 0.5);
+        }
+        assert!(state(&first) == state(&second), "{rule}");
+        let mut other = weight(rule, (71, 33), Some(&grid), true);
+        assert!(other.load(StatePart::Model, &file).is_err());
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_casts_no_vote() {
+    for (rule, bad) in [(Rule::Consensus, f32::NAN), (Rule::Consensus, f32::INFINITY), (Rule::Adamw, f32::NAN)] {
+        let grid = Grid::prime();
+        let config = OptimConfig { rule, ..Default::default() };
+        let ctx = StepContext { isa: Isa::best(), config: &config, seed: 1, step: 0, rate: 1.0, micro_batches: 2 };
+        let mut weight = weight(rule, (70, 8), Some(&grid), true);
+        let before = state(&weight);
+        weight.begin_step(&ctx);
+        let finite = weight.accumulate(&ctx, 0, 0..70, &|tile, grad| {
+            grad.fill(1.0);
+            if tile.contains(&66) {
+                grad[(66 - tile.start) * 8 + 3] = bad;
+            }
+        });
+        assert!(!finite);
+        weight.end_micro_batch(&ctx);
+        weight.discard();
+        assert!(state(&weight) == before, "{rule}");
+    }
+}
+
+#[test]
+fn votes_learn_and_frozen_codes_do_not() {
+    let grid = Grid::prime();
+    let reached = |rule| {
+        let config = OptimConfig { rule, eta: 0.02, ..Default::default() };
+        let run = Run { config: &config, micro_batches: 1 };
+        let mut weight = weight(rule, (64, 64), Some(&grid), false);
+        let flips: u64 = (0..300).map(|step| run.step(&mut weight, step, 0.3)).sum();
+        (error(&weight), flips)
+    };
+    let (start, _) = (error(&weight(Rule::Consensus, (64, 64), Some(&grid), false)), ());
+    let (consensus, flips) = reached(Rule::Consensus);
+    let (frozen, no_flips) = reached(Rule::Frozen);
+    assert!(consensus < 0.4 * start, "{consensus} from {start}");
+    assert!(flips > 0 && no_flips == 0 && frozen > 2.0 * consensus, "{frozen} {flips} {no_flips}");
+    assert!(reached(Rule::Classic).1 > 0);
+    assert!(reached(Rule::Shadow).0 < 0.5 * start);
+}
+
+#[test]
+fn the_step_does_not_depend_on_how_a_batch_is_cut() {
+    // Pure noise of the same variance per batch, as one piece and as eight: what the votes add up
+    // to must have the same size.
+    let grid = Grid::prime();
+    let config = OptimConfig { tau: 1e6, ..Default::default() };
+    let spread = |micro_batches: u16| {
+        let run = Run { config: &config, micro_batches };
+        let mut weight = weight(Rule::Consensus, (64, 64), Some(&grid), micro_batches > 1);
+        let flips: u64 = (0..60).map(|step| run.step(&mut weight, step, 30.0)).sum();
+        flips as f64
+    };
+    let (whole, cut) = (spread(1), spread(8));
+    assert!((cut / whole - 1.0).abs() < 0.1, "{whole} flips in one piece, {cut} in eight");
+}
