@@ -42,7 +42,6 @@ mod model_tests;
 pub mod process;
 pub mod sampling;
 mod tensorboard;
-pub mod tensorboard;
 pub mod tokenizer;
 pub mod train;
 
