@@ -256,22 +256,25 @@ impl Grid {
 #[serde(deny_unknown_fields)]
 struct GridData {
     id: String,
-    values: Vec<f32>,
+    /// Widened, so that text formats give back the same f32 whatever their parser's last digit.
+    values: Vec<f64>,
 }
 
 impl TryFrom<GridData> for Grid {
     type Error = LutError;
 
     fn try_from(data: GridData) -> Result<Grid, LutError> {
-        Grid::new(data.id, &data.values)
+        let values: Vec<f32> = data.values.into_iter().map(|value| value as f32).collect();
+        Grid::new(data.id, &values)
     }
 }
 
 impl From<Grid> for GridData {
     fn from(grid: Grid) -> GridData {
+        let values = grid.values().iter().map(|&value| value.into()).collect();
         GridData {
             id: grid.id().to_owned(),
-            values: grid.values().to_vec(),
+            values,
         }
     }
 }

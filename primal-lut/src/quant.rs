@@ -360,15 +360,21 @@ impl QuantMatrix {
 
 /// Checked sizes of a matrix: none of them is zero and no product of them overflows.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Layout {
+pub(crate) struct Layout {
     rows: usize,
     cols: usize,
     group: usize,
-    groups: usize,
+    /// Scales a row.
+    pub(crate) groups: usize,
 }
 
 impl Layout {
-    fn new(rows: usize, cols: usize, group: usize, name: &str) -> Result<Layout, LutError> {
+    pub(crate) fn new(
+        rows: usize,
+        cols: usize,
+        group: usize,
+        name: &str,
+    ) -> Result<Layout, LutError> {
         let refuse = |reason| {
             Err(LutError::Shape {
                 name: name.to_owned(),
@@ -400,11 +406,11 @@ impl Layout {
         })
     }
 
-    fn row_bytes(&self) -> usize {
+    pub(crate) fn row_bytes(&self) -> usize {
         nibble_row_bytes(self.cols)
     }
 
-    fn high_row_bytes(&self) -> usize {
+    pub(crate) fn high_row_bytes(&self) -> usize {
         bit_row_bytes(self.cols)
     }
 
