@@ -4,8 +4,9 @@
 //! What is in it, in this order, so that everyone gets the same text:
 //! - every package of `Cargo.lock` that comes from a registry, by name; where several versions are
 //!   locked, the newest alone, since the others are nearly the same text;
-//! - without crates that hold mostly generated bindings to one platform ([`BINDINGS`]);
-//! - their `src/**/*.rs` by path, without tests, tables and generated code ([`is_written_by_hand`]).
+//! - without crates that hold mostly generated bindings to one platform (`BINDINGS` in the source);
+//! - their `src/**/*.rs` by path, without files and folders whose name contains `test`, `tables` or
+//!   `generated`, or is `gen`, and without files that are not UTF-8.
 //!
 //! Held out for validation are whole families of crates, chosen by a hash of the family's name,
 //! which is the crate's name up to the first `-` or `_`: `serde_json` beside `serde_core` in the

@@ -107,7 +107,7 @@ impl MetricsLog {
         file.set_len(kept_bytes)
             .and_then(|()| file.seek(SeekFrom::End(0)))
             .map_err(ModelError::io("write", &path))?;
-        let board = EventFile::create(&run.join("tb"))?;
+        let board = EventFile::create(&run.join("tb"), step + 1)?;
         Ok(MetricsLog {
             file,
             path,

@@ -2,7 +2,7 @@
 //!
 //! Written here because no crate fits: `tensorboard-rs` 0.5.9 brings `image` 0.23 and `protobuf` 2
 //! (RUSTSEC-2024-0437), `tboard` 0.1.1 needs `protoc` at build time, `tfrecord` brings an async
-//! runtime; scalars need six fields of three messages.
+//! runtime; scalars need eight fields of four messages.
 //!
 //! The format: a file is a sequence of records (TensorFlow's `lib/io/record_writer.h`), a record
 //! holds one protobuf `Event` (`tensorboard/compat/proto/{event,summary}.proto`).
@@ -27,12 +27,12 @@ pub struct EventFile {
 
 impl EventFile {
     /// Starts a new event file in `folder`, which is created where needed. TensorBoard reads all
-    /// files of a folder in the order of their names; where a later file goes back to an earlier
-    /// step it drops what the earlier file said beyond it, so a resumed run starts a new file.
+    /// files of a folder in the order of their names, and what earlier files say of `first_step`
+    /// and later steps is dropped, so a resumed run starts a new file.
     ///
     /// # Errors
     /// [`ModelError::Io`] when the folder or the file cannot be created.
-    pub fn create(folder: &Path) -> Result<EventFile, ModelError> {
+    pub fn create(folder: &Path, first_step: u32) -> Result<EventFile, ModelError> {
         fs::create_dir_all(folder).map_err(ModelError::io("create", folder))?;
         let seconds = seconds_since_epoch() as u64;
         for number in 0u32.. {
@@ -51,6 +51,10 @@ impl EventFile {
                     };
                     bytes_field(&mut events.event, 3, b"brain.Event:2");
                     events.write_event(0)?;
+                    // Event.session_log (7): SessionLog { status (1) = START (1) }, the mark from
+                    // which on readers drop what they have.
+                    bytes_field(&mut events.event, 7, &[key(1, VARINT) as u8, 1]);
+                    events.write_event(first_step)?;
                     return Ok(events);
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -206,23 +210,25 @@ mod tests {
     fn events_are_laid_out_as_tensorboard_reads_them() {
         let folder = tempfile::tempdir().unwrap();
         let tb = folder.path().join("tb");
-        let mut events = EventFile::create(&tb).unwrap();
-        let second = EventFile::create(&tb).unwrap();
+        let mut events = EventFile::create(&tb, 1).unwrap();
+        let second = EventFile::create(&tb, 1).unwrap();
         assert_ne!(events.path, second.path);
         events
             .scalars(300, &[("loss/train", 1.5), ("lr", 0.25)])
             .unwrap();
         events.scalars(301, &[]).unwrap();
         let records = records(&fs::read(&events.path).unwrap());
-        assert_eq!(records.len(), 3);
+        assert_eq!(records.len(), 4);
         assert!(records[0].starts_with(b"\x1a\x0dbrain.Event:2\x09"));
+        assert!(records[1].starts_with(b"\x3a\x02\x08\x01\x09"));
+        assert!(records[1].ends_with(&[0x10, 1]));
         let mut expected = b"\x2a\x1e\x0a\x11\x0a\x0aloss/train\x15".to_vec();
         expected.extend(1.5f32.to_le_bytes());
         expected.extend(b"\x0a\x09\x0a\x02lr\x15");
         expected.extend(0.25f32.to_le_bytes());
         expected.push(0x09);
-        assert_eq!(records[1][..expected.len()], expected);
+        assert_eq!(records[2][..expected.len()], expected);
         // The double of the wall time, then field 2, the step: 300 = 0b10_0101100.
-        assert_eq!(records[1][expected.len() + 8..], [0x10, 0xac, 0x02]);
+        assert_eq!(records[2][expected.len() + 8..], [0x10, 0xac, 0x02]);
     }
 }
