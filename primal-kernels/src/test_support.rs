@@ -24,3 +24,37 @@ pub(crate) fn assert_close(got: &[f32], want: &[f64], tolerance: f64, what: &str
         );
     }
 }
+
+/// Central differences of `f` at `x` in float64, at every `step`-th position.
+pub(crate) fn differences(x: &[f32], step: usize, f: impl Fn(&[f64]) -> f64) -> Vec<(usize, f64)> {
+    const H: f64 = 1e-5;
+    let mut at: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let mut slope = |i: usize| {
+        let centre = at[i];
+        at[i] = centre + H;
+        let above = f(&at);
+        at[i] = centre - H;
+        let below = f(&at);
+        at[i] = centre;
+        (i, (above - below) / (2.0 * H))
+    };
+    (0..x.len()).step_by(step).map(&mut slope).collect()
+}
+
+/// [`assert_close`] at the positions of `want`.
+pub(crate) fn assert_close_at(got: &[f32], want: &[(usize, f64)], tolerance: f64, what: &str) {
+    let picked: Vec<f32> = want.iter().map(|&(i, _)| got[i]).collect();
+    let values: Vec<f64> = want.iter().map(|&(_, value)| value).collect();
+    assert_close(&picked, &values, tolerance, what);
+}
+
+/// What `run` returns on a pool of one thread and on one of two.
+pub(crate) fn on_one_and_two_threads<R: Send>(run: impl Fn() -> R + Sync) -> [R; 2] {
+    [1, 2].map(|threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(&run)
+    })
+}
