@@ -12,6 +12,25 @@ use crate::ModelError;
 /// Names accepted by [`Config::preset`].
 pub const PRESETS: [&str; 3] = ["shakespeare-char", "small", "ghost-0.1b"];
 
+/// Keys that change how long a run is, what it costs, what it reads and how it is watched, but not
+/// what a step computes; the data is compared by its fingerprint, not by its path.
+const FREE_ON_RESUME: [&str; 14] = [
+    "data.train",
+    "data.val",
+    "data.val_fraction",
+    "data.text_key",
+    "train.run",
+    "train.steps",
+    "train.micro_batches_per_pass",
+    "train.threads",
+    "train.backend",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.recompute",
+];
+
 /// The complete configuration of a run. TOML sections `[model]`, `[data]`, `[train]`, `[optim]`;
 /// keys are the field names, a missing key has its default, an unknown key is an error.
 ///
@@ -335,6 +354,24 @@ impl Config {
         self.optim.validate()?;
         Ok(())
     }
+
+    /// Checks that a run of this configuration may go on under `other`.
+    ///
+    /// # Errors
+    /// The first key whose values differ and that decides what a step computes.
+    pub fn check_resumable(&self, other: &Config) -> Result<(), ModelError> {
+        let theirs = to_table(other)?;
+        for (section, keys) in &to_table(self)? {
+            for (key, value) in keys.as_table().into_iter().flatten() {
+                let path = format!("{section}.{key}");
+                let same = theirs.get(section).and_then(|keys| keys.get(key)) == Some(value);
+                if !same && !FREE_ON_RESUME.contains(&path.as_str()) {
+                    return Err(ModelError::ConfigChanged { key: path });
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl ModelConfig {
@@ -638,6 +675,41 @@ mod tests {
             assert!(error.contains(part), "{assignment}: {error}");
         }
         assert_eq!(config, Config::default());
+    }
+
+    #[test]
+    fn resuming_may_change_cost_and_length_alone() {
+        let config = Config::default();
+        for key in FREE_ON_RESUME {
+            let (section, key) = key.split_once('.').unwrap();
+            assert!(
+                to_table(&config).unwrap()[section].get(key).is_some(),
+                "{key}"
+            );
+        }
+        let check = |assignment: &str| {
+            let mut other = Config::default();
+            other.set(assignment).unwrap();
+            config
+                .check_resumable(&other)
+                .map_err(|error| error.to_string())
+        };
+        for free in [
+            "train.steps=5000",
+            "train.threads=2",
+            "data.train=elsewhere.txt",
+        ] {
+            check(free).unwrap();
+        }
+        for fixed in [
+            "model.width=768",
+            "train.seed=2",
+            "train.batch=32",
+            "optim.eta=0.02",
+        ] {
+            let key = fixed.split('=').next().unwrap();
+            assert!(check(fixed).unwrap_err().contains(key), "{fixed}");
+        }
     }
 
     #[test]

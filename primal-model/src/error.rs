@@ -192,8 +192,8 @@ pub enum ModelError {
     /// A resume with a configuration that computes something else.
     #[error("cannot resume: {key} differs from the checkpoint's; hint: begin a new run with --run")]
     ConfigChanged {
-        /// The section or key that differs.
-        key: &'static str,
+        /// The key that differs, as `section.key`.
+        key: String,
     },
     /// The backend is not part of this build.
     #[error("backend cuda is not part of this build; hint: use --backend cpu")]
