@@ -278,3 +278,209 @@ impl From<Grid> for GridData {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn built_in() -> [Grid; 4] {
+        [Grid::prime(), Grid::fine(), Grid::normal(), Grid::linear()]
+    }
+
+    /// A valid grid of any length.
+    fn any_grid() -> impl Strategy<Value = Grid> {
+        prop::collection::btree_set(1u32..1_000_000, 1..=15).prop_map(|positive| {
+            let positive: Vec<f32> = positive
+                .into_iter()
+                .map(|value| value as f32 / 7e5)
+                .collect();
+            Grid::from_positive("any".into(), &positive)
+        })
+    }
+
+    #[test]
+    fn the_prime_grid_is_the_one_of_the_design() {
+        let grid = Grid::prime();
+        let ranks = [13.0, 11.0, 7.0, 5.0, 3.0, 2.0, 1.0];
+        assert_eq!(
+            (grid.id(), grid.len(), grid.zero_code()),
+            ("prime15", 15, 7)
+        );
+        for (rank, denominator) in ranks.into_iter().enumerate() {
+            assert_eq!(grid.value(8 + rank as u8), Some(1.0 / denominator));
+            assert_eq!(grid.value(6 - rank as u8), Some(-1.0 / denominator));
+        }
+        assert_eq!(grid.value(7), Some(0.0));
+        assert_eq!(grid.value(15), None);
+        assert!(!grid.is_wide());
+        let gaps = [0.0769, 0.0140, 0.0519, 0.0571, 0.1333, 0.1667, 0.5];
+        for (rank, gap) in gaps.into_iter().enumerate() {
+            assert!((grid.gap_up(7 + rank as u8).unwrap() - gap).abs() < 1e-4);
+            assert!((grid.gap_down(7 - rank as u8).unwrap() - gap).abs() < 1e-4);
+        }
+    }
+
+    #[test]
+    fn the_fine_grid_adds_five_values_a_side() {
+        let (fine, prime) = (Grid::fine(), Grid::prime());
+        assert_eq!(
+            (fine.id(), fine.len(), fine.zero_code()),
+            ("prime25", 25, 12)
+        );
+        assert!(fine.is_wide());
+        let added: Vec<f32> = fine
+            .values()
+            .iter()
+            .copied()
+            .filter(|v| *v > 0.0 && !prime.values().contains(v))
+            .collect();
+        assert_eq!(
+            added,
+            [1.0 / 12.0, 1.0 / 8.0, 1.0 / 6.0, 1.0 / 4.0, 2.0 / 3.0]
+        );
+        assert!(
+            prime
+                .values()
+                .iter()
+                .all(|value| fine.values().contains(value))
+        );
+    }
+
+    #[test]
+    fn built_in_grids_obey_the_rules_and_are_found_by_id() {
+        for grid in built_in() {
+            assert_eq!(Grid::by_id(grid.id()), Some(grid.clone()));
+            assert_eq!(Grid::new(grid.id(), grid.values()).unwrap(), grid);
+            assert_eq!(grid.values()[grid.len() - 1], 1.0);
+            assert_eq!(grid.gap_up(grid.len() as u8 - 1), None);
+            assert_eq!(grid.gap_down(0), None);
+            assert_eq!((grid.gap_up(255), grid.gap_down(255)), (None, None));
+        }
+        assert_eq!(Grid::by_id("prime13"), None);
+    }
+
+    #[test]
+    fn invalid_tables_are_refused_with_the_reason() {
+        let refused = |values: &[f32]| Grid::new("mine", values).unwrap_err().to_string();
+        assert!(refused(&[]).contains("0 values"));
+        assert!(refused(&[0.0]).contains("1 values"));
+        assert!(refused(&[-1.0, 1.0]).contains("2 values"));
+        assert!(refused(&[0.0; 33]).contains("33 values"));
+        assert!(refused(&[f32::NEG_INFINITY, 0.0, f32::INFINITY]).contains("not finite"));
+        assert!(refused(&[-1.0, f32::NAN, 1.0]).contains("not finite"));
+        assert!(refused(&[-1.0, -1.0, 0.0, 1.0, 1.0]).contains("do not increase"));
+        assert!(refused(&[-1.0, 0.0, 0.5]).contains("mirror"));
+        assert!(refused(&[-1.0, 0.1, 1.0]).contains("mirror"));
+        assert!(Grid::new("", &[-1.0, 0.0, 1.0]).is_err());
+        let known = Grid::new("prime15", Grid::linear().values()).unwrap_err();
+        assert!(matches!(known, LutError::KnownGrid { .. }), "{known}");
+    }
+
+    #[test]
+    fn ties_go_toward_zero_and_odd_inputs_have_a_place() {
+        let grid = Grid::new("halves", &[-1.0, -0.5, 0.0, 0.5, 1.0]).unwrap();
+        let nearest = |x| grid.value(grid.nearest(x)).unwrap();
+        assert_eq!(
+            [0.25, -0.25, 0.75, -0.75].map(nearest),
+            [0.0, 0.0, 0.5, -0.5]
+        );
+        assert_eq!(nearest(0.25f32.next_up()), 0.5);
+        assert_eq!(nearest(-0.25f32.next_up()), -0.5);
+        assert_eq!([0.0, -0.0, f32::NAN, -f32::NAN].map(nearest), [0.0; 4]);
+        assert_eq!(
+            [f32::INFINITY, f32::NEG_INFINITY, f32::MAX].map(nearest),
+            [1.0, -1.0, 1.0]
+        );
+    }
+
+    #[test]
+    fn every_value_is_its_own_nearest() {
+        for grid in built_in() {
+            for (code, &value) in grid.values().iter().enumerate() {
+                assert_eq!(usize::from(grid.nearest(value)), code, "{}", grid.id());
+            }
+        }
+    }
+
+    #[test]
+    fn serialises_as_id_and_values() {
+        for grid in built_in() {
+            let text = serde_json::to_string(&grid).unwrap();
+            assert!(
+                text.starts_with(&format!(r#"{{"id":"{}","values":[-1.0,"#, grid.id())),
+                "{text}"
+            );
+            assert_eq!(serde_json::from_str::<Grid>(&text).unwrap(), grid);
+        }
+        let bad = r#"{"id":"prime15","values":[-1.0,0.0,1.0]}"#;
+        assert!(
+            serde_json::from_str::<Grid>(bad)
+                .unwrap_err()
+                .to_string()
+                .contains("prime15")
+        );
+        assert!(serde_json::from_str::<Grid>(r#"{"id":"x","values":[1e300,0,1]}"#).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn nearest_is_really_nearest(grid in any_grid(), x in -3f32..3.0) {
+            let found = grid.nearest(x);
+            let distance = |value: f32| (f64::from(value) - f64::from(x)).abs();
+            let best = grid.values().iter().map(|&value| distance(value)).fold(f64::MAX, f64::min);
+            prop_assert_eq!(distance(grid.value(found).unwrap()), best);
+            // Of two equally near values the one nearer to zero.
+            let zero = grid.zero_code();
+            let toward_zero = if found > zero { found - 1 } else if found < zero { found + 1 } else { found };
+            prop_assert!(toward_zero == found || distance(grid.value(toward_zero).unwrap()) > best);
+        }
+
+        #[test]
+        fn midpoints_tie_toward_zero(grid in any_grid()) {
+            for code in grid.zero_code()..grid.len() as u8 - 1 {
+                let (low, high) = (grid.value(code).unwrap(), grid.value(code + 1).unwrap());
+                let midpoint = (f64::from(low) + f64::from(high)) / 2.0;
+                let x = midpoint as f32;
+                let expected = if f64::from(x) > midpoint { code + 1 } else { code };
+                prop_assert_eq!(grid.nearest(x), expected);
+                prop_assert_eq!(grid.nearest(-x), grid.len() as u8 - 1 - expected);
+            }
+        }
+
+        #[test]
+        fn order_is_preserved(grid in any_grid(), bits in any::<[u32; 2]>()) {
+            let [a, b] = bits.map(f32::from_bits);
+            prop_assume!(!a.is_nan() && !b.is_nan());
+            let (a, b) = if a <= b { (a, b) } else { (b, a) };
+            prop_assert!(grid.nearest(a) <= grid.nearest(b));
+        }
+
+        #[test]
+        fn any_bits_find_a_code(grid in any_grid(), bits in any::<u32>()) {
+            let x = f32::from_bits(bits);
+            let code = grid.nearest(x);
+            prop_assert!(usize::from(code) < grid.len());
+            prop_assert_eq!(grid.nearest(-x), grid.len() as u8 - 1 - code);
+        }
+
+        #[test]
+        fn gaps_lead_from_value_to_value(grid in any_grid(), code in 0u8..32) {
+            let step = |gap: Option<f32>, to: Option<f32>| match (gap, grid.value(code), to) {
+                (Some(gap), Some(from), Some(to)) => gap > 0.0 && gap == (to - from).abs(),
+                (None, from, to) => from.is_none() || to.is_none(),
+                _ => false,
+            };
+            prop_assert!(step(grid.gap_up(code), grid.value(code + 1)));
+            prop_assert!(step(grid.gap_down(code), code.checked_sub(1).and_then(|c| grid.value(c))));
+        }
+
+        #[test]
+        fn serialisation_keeps_every_bit(bits in prop::collection::btree_set(1u32..0x7f80_0000, 1..=15)) {
+            let positive: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+            let grid = Grid::from_positive("any".into(), &positive);
+            let text = serde_json::to_string(&grid).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Grid>(&text).unwrap(), grid);
+        }
+    }
+}

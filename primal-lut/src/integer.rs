@@ -12,7 +12,7 @@ pub struct Int8Table {
     pub values: [i8; 32],
     /// What 1.0 became.
     pub unit: i8,
-    /// Largest |values[code] / unit − value| / |value| over the codes but zero.
+    /// Largest |entry / unit − value| / |value| over the codes but zero.
     pub max_relative_error: f32,
 }
 

@@ -76,3 +76,73 @@ impl BitPlane {
         self.bits.as_raw_mut_slice()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_low_nibble_comes_first_and_odd_rows_are_padded() {
+        let mut nibbles = [0xff; 2];
+        pack_nibbles(&[1, 2, 3], 7, &mut nibbles);
+        assert_eq!(nibbles, [0x21, 0x73]);
+        pack_nibbles(&[0x11, 0x12, 0x13], 0x1c, &mut nibbles);
+        assert_eq!(nibbles, [0x21, 0xc3]);
+    }
+
+    #[test]
+    fn bits_lie_lsb_first_in_rows_of_whole_bytes() {
+        let mut plane = BitPlane::from_bytes(vec![0; 4], 9);
+        plane.set(0, 1, true);
+        plane.set(0, 8, true);
+        plane.set(1, 7, true);
+        assert_eq!(plane.bytes(), [0b10, 1, 0x80, 0]);
+        assert!(plane.get(1, 7) && !plane.get(0, 7));
+        assert_eq!(plane.row(0).filter(|&bit| bit).count(), 2);
+        plane.bytes_mut()[0] = 0;
+        assert!(!plane.get(0, 1));
+    }
+
+    #[test]
+    fn every_length_packs_and_unpacks() {
+        for len in 0..70 {
+            let codes: Vec<u8> = (0..len).map(|index| (index * 7 % 16) as u8).collect();
+            let mut nibbles = vec![0; nibble_row_bytes(len)];
+            pack_nibbles(&codes, 7, &mut nibbles);
+            let mut back = vec![0xff; len];
+            unpack_nibbles(&nibbles, &mut back);
+            assert_eq!(back, codes);
+            assert!(len % 2 == 0 || nibbles[len / 2] >> 4 == 7);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn unpacking_inverts_packing(codes in prop::collection::vec(0u8..16, 0..300), pad in 0u8..32) {
+            let mut nibbles = vec![0; nibble_row_bytes(codes.len())];
+            pack_nibbles(&codes, pad, &mut nibbles);
+            let mut back = vec![0xff; codes.len()];
+            unpack_nibbles(&nibbles, &mut back);
+            prop_assert_eq!(back, codes);
+        }
+
+        #[test]
+        fn a_bit_plane_keeps_every_bit(
+            (cols, bits) in (1usize..40).prop_flat_map(|cols| {
+                (Just(cols), prop::collection::vec(any::<bool>(), cols * 3))
+            })
+        ) {
+            let mut plane = BitPlane::from_bytes(vec![0; 3 * bit_row_bytes(cols)], cols);
+            for (index, &bit) in bits.iter().enumerate() {
+                plane.set(index / cols, index % cols, bit);
+            }
+            for (index, &bit) in bits.iter().enumerate() {
+                let (row, col) = (index / cols, index % cols);
+                prop_assert_eq!(plane.get(row, col), bit);
+                let byte = plane.bytes()[row * bit_row_bytes(cols) + col / 8];
+                prop_assert_eq!((byte >> (col % 8)) & 1 == 1, bit);
+            }
+        }
+    }
+}
