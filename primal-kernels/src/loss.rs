@@ -50,6 +50,12 @@ impl CrossEntropyScratch {
         }
     }
 
+    /// Bytes held.
+    pub fn allocated_bytes(&self) -> u64 {
+        let floats = self.logits.len() + self.head.len();
+        (4 * floats + size_of::<Running>() * self.running.len()) as u64
+    }
+
     /// What [`CrossEntropyScratch::new`] allocates.
     pub fn bytes(max_rows: usize, vocab: usize, width: usize) -> u64 {
         let tile = vocab.min(VOCAB_TILE);

@@ -147,7 +147,7 @@ impl Activations {
             ),
             (
                 "loss tiles",
-                CrossEntropyScratch::bytes(rows, vocab, width) as u64,
+                CrossEntropyScratch::bytes(rows, vocab, width),
             ),
         ]
     }
@@ -174,7 +174,7 @@ impl Activations {
         4 * (floats + stats + index) as u64
             + blocks
             + self.workspace.allocated_bytes()
-            + self.cross_entropy.allocated_bytes() as u64
+            + self.cross_entropy.allocated_bytes()
     }
 
     /// Losses in nats of the tokens of the last forward pass, and more rows that it did not use.

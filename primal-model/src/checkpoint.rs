@@ -84,6 +84,11 @@ impl Checkpoint {
         result
     }
 
+    /// Whether a run folder holds a complete checkpoint.
+    pub fn exists(run: &Path) -> bool {
+        complete_checkpoints(run).is_ok_and(|found| !found.is_empty())
+    }
+
     /// Opens a checkpoint folder, or the newest complete one of a run folder, and verifies the
     /// checksum of every file.
     pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {

@@ -82,7 +82,7 @@ impl Ledger {
         }
         ledger.row(
             "scratch of all threads",
-            threads as u64 * thread_bytes(shape, sequences),
+            threads as u64 * thread_bytes(shape),
         );
         ledger.row("program", PROGRAM_BYTES);
         ledger
@@ -193,11 +193,10 @@ fn vector_weights(shape: &GptShape) -> u64 {
     (shape.n_layer * (2 * per_norm + linear_biases) + per_norm) as u64
 }
 
-/// Bytes that one thread comes to hold: gradient tile, tiles of attention and loss, and the
-/// packing buffers of a dense product of one chunk of rows.
-fn thread_bytes(shape: &GptShape, sequences: usize) -> u64 {
-    let widest = shape.width.max(shape.ff_width);
-    tile_bytes_per_thread(widest)
-        + primal_kernels::thread_scratch_bytes(&shape.attention(sequences, shape.context)) as u64
-        + 4 * (widest * widest.min(4096)) as u64 / 4
+/// Bytes that one thread comes to hold: the gradient tile, and the packing buffers that the
+/// `gemm` crate makes for a chunk of rows and a whole matrix.
+fn thread_bytes(shape: &GptShape) -> u64 {
+    let widest = shape.ff_width.max(3 * shape.width);
+    let chunk_rows = 128;
+    tile_bytes_per_thread(widest) + 4 * (widest * (shape.width + chunk_rows)) as u64
 }

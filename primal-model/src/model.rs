@@ -555,7 +555,7 @@ impl Model {
         let shape = GptShape::new(config, vocab)?;
         let (c, f) = (shape.width, shape.ff_width);
         let matrix = |name: &str, rows: usize, cols: usize| -> Result<Weight, ModelError> {
-            if !file.is_quant(name) {
+            if !file.quant_names().any(|quant| quant == name) {
                 return Ok(Weight::from_dense(
                     name,
                     rows,
