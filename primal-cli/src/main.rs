@@ -1,3 +1,30 @@
-//! Placeholder until this crate lands.
+//! The `primal` program: parse, dispatch, report. Results go to stdout, everything else to stderr.
 
-fn main() {}
+mod args;
+mod commands;
+mod output;
+mod progress;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    progress::init_tracing();
+    let result = match args.command {
+        Command::Train(args) => commands::train::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Completions(args) => commands::completions::run(&args),
+    };
+    result.unwrap_or_else(|error| report::failure(&error))
+}

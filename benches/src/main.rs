@@ -1,0 +1,77 @@
+//! Measures every kernel workload and prints one JSON object each: `cargo xtask bench` calls it.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Parser;
+use primal_benches::{Size, Workload, workloads};
+use primal_kernels::Isa;
+use serde::Serialize;
+
+/// Measures the kernels, one JSON object a line.
+#[derive(Debug, Parser)]
+struct Args {
+    /// A fifth of the time, so with more noise.
+    #[arg(long)]
+    quick: bool,
+    /// Every tier of this machine instead of the best one (or `PRIMAL_ISA`) alone.
+    #[arg(long)]
+    all_tiers: bool,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    workload: &'a str,
+    isa: &'static str,
+    threads: usize,
+    samples: usize,
+    median_us: f64,
+    min_us: f64,
+    max_us: f64,
+    gb_per_s: Option<f64>,
+    gflop_per_s: Option<f64>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let budget = Duration::from_millis(if args.quick { 200 } else { 1000 });
+    let tiers = if args.all_tiers {
+        Isa::available()
+    } else {
+        vec![Isa::from_env()?]
+    };
+    for isa in tiers {
+        for mut workload in workloads(isa, Size::Real)? {
+            let row = measure(&mut workload, isa, budget);
+            writeln!(std::io::stdout(), "{}", serde_json::to_string(&row)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs a workload for `budget`, at least three times, after one run that does not count.
+fn measure<'a>(workload: &'a mut Workload, isa: Isa, budget: Duration) -> Row<'a> {
+    workload.run();
+    let mut seconds = Vec::new();
+    let started = Instant::now();
+    while seconds.len() < 3 || started.elapsed() < budget {
+        let run_started = Instant::now();
+        workload.run();
+        seconds.push(run_started.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    let giga_per_s = |amount: u64| (amount > 0).then(|| amount as f64 / median / 1e9);
+    Row {
+        workload: &workload.name,
+        isa: isa.name(),
+        threads: rayon::current_num_threads(),
+        samples: seconds.len(),
+        median_us: median * 1e6,
+        min_us: seconds[0] * 1e6,
+        max_us: seconds[seconds.len() - 1] * 1e6,
+        gb_per_s: giga_per_s(workload.bytes),
+        gflop_per_s: giga_per_s(workload.flops),
+    }
+}

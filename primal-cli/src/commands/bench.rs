@@ -1,0 +1,315 @@
+//! `primal bench`: tokens per second of reading, writing and training.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use primal_kernels::Isa;
+use primal_model::Model;
+use primal_model::checkpoint::Checkpoint;
+use primal_model::config::Config;
+use primal_model::generate::Generator;
+use primal_model::process::peak_rss_bytes;
+use primal_model::train::{Event, Trainer};
+use serde::Serialize;
+
+use crate::args::BenchArgs;
+use crate::commands::start_threads;
+use crate::output;
+use crate::progress::note;
+
+/// Training steps before the first that counts: buffers grow and caches fill.
+const WARM_UP_STEPS: usize = 2;
+
+/// One test, named as llama-bench does.
+#[derive(Serialize)]
+struct Row<'a> {
+    model: &'a str,
+    backend: &'static str,
+    isa: &'static str,
+    threads: usize,
+    test: String,
+    /// Median, least and most over the repetitions.
+    tokens_per_s: f64,
+    min: f64,
+    max: f64,
+    weight_bytes: u64,
+    peak_rss_bytes: u64,
+    peak_vram_bytes: Option<u64>,
+}
+
+/// What is measured: a model's name, its configuration and its vocabulary.
+struct Subject {
+    name: String,
+    config: Config,
+    vocab: usize,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// Measures and prints one row a test.
+pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    start_threads(args.threads)?;
+    let isa = Isa::from_env()?;
+    let subject = Subject::new(args)?;
+    let context = subject.config.model.context;
+    // Without any test named: reading a prompt of half the context, and writing.
+    let nothing_named = args.pp.is_empty() && args.tg.is_empty() && !args.train;
+    let (pp, tg) = if nothing_named {
+        (vec![context / 2], vec![context.min(256) / 2])
+    } else {
+        (args.pp.clone(), args.tg.clone())
+    };
+    for &length in pp.iter().chain(&tg) {
+        ensure!(
+            length <= context,
+            "{length} tokens do not fit the model's context of {context}"
+        );
+    }
+    if !args.json {
+        output::line(format_args!(
+            "{:<18} {:<8} {:>7} {:>8} {:>12} {:>12} {:>12} {:>12}",
+            "model", "isa", "threads", "test", "tokens/s", "min", "max", "weights"
+        ))?;
+    }
+    let print = |test: String, mut speeds: Vec<f64>, weight_bytes: u64| -> Result<()> {
+        speeds.sort_by(f64::total_cmp);
+        let row = Row {
+            model: &subject.name,
+            backend: "cpu",
+            isa: isa.name(),
+            threads: rayon::current_num_threads(),
+            test,
+            tokens_per_s: speeds[speeds.len() / 2],
+            min: speeds[0],
+            max: speeds[speeds.len() - 1],
+            weight_bytes,
+            peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
+            peak_vram_bytes: None,
+        };
+        if args.json {
+            output::json(&row)
+        } else {
+            print_row(&row)
+        }
+    };
+    if !(pp.is_empty() && tg.is_empty()) {
+        let model = subject.model()?;
+        let weight_bytes = weight_bytes(&model);
+        for length in pp {
+            print(
+                format!("pp{length}"),
+                reading(&model, isa, length, args.reps)?,
+                weight_bytes,
+            )?;
+        }
+        for length in tg {
+            print(
+                format!("tg{length}"),
+                writing(&model, isa, length, args.reps)?,
+                weight_bytes,
+            )?;
+        }
+    }
+    if args.train {
+        let (speeds, weight_bytes) = training(&subject, args)?;
+        print("train".to_string(), speeds, weight_bytes)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Subject {
+    fn new(args: &BenchArgs) -> Result<Subject> {
+        if let Some(path) = &args.model {
+            let checkpoint = Checkpoint::open(path)?;
+            return Ok(Subject {
+                name: path
+                    .file_name()
+                    .unwrap_or(path.as_os_str())
+                    .to_string_lossy()
+                    .into_owned(),
+                config: checkpoint.config.clone(),
+                vocab: checkpoint.position.vocab,
+                checkpoint: Some(checkpoint),
+            });
+        }
+        let name = args.preset.as_deref().unwrap_or("small");
+        let config = Config::preset(name)?;
+        let vocab = match config.data.tokenizer.as_str() {
+            "gpt2" => 50_257,
+            // As many as tinyshakespeare has, the text that the preset is meant for.
+            "chars" => 65,
+            _ => 256,
+        };
+        Ok(Subject {
+            name: name.to_string(),
+            config,
+            vocab,
+            checkpoint: None,
+        })
+    }
+
+    /// The checkpoint's weights, or random ones.
+    fn model(&self) -> Result<Model> {
+        Ok(match &self.checkpoint {
+            Some(checkpoint) => checkpoint.load_model()?,
+            None => Model::new(&self.config, self.vocab)?,
+        })
+    }
+}
+
+/// Tokens per second of reading a prompt of `length` into an empty memory.
+fn reading(model: &Model, isa: Isa, length: usize, reps: usize) -> Result<Vec<f64>> {
+    let vocab = model.shape().vocab;
+    let prompt: Vec<u32> = (0..length)
+        .map(|index| made_up_token(index, vocab))
+        .collect();
+    let mut generator = Generator::new(model, isa);
+    let mut once = || -> Result<f64> {
+        generator.clear();
+        let started = Instant::now();
+        generator.feed(&prompt)?;
+        Ok(length as f64 / started.elapsed().as_secs_f64())
+    };
+    once()?;
+    (0..reps).map(|_| once()).collect()
+}
+
+/// Tokens per second of writing `length` tokens one at a time.
+fn writing(model: &Model, isa: Isa, length: usize, reps: usize) -> Result<Vec<f64>> {
+    let vocab = model.shape().vocab;
+    let mut generator = Generator::new(model, isa);
+    let mut once = || -> Result<f64> {
+        generator.clear();
+        let started = Instant::now();
+        for index in 0..length {
+            generator.feed(&[made_up_token(index, vocab)])?;
+        }
+        Ok(length as f64 / started.elapsed().as_secs_f64())
+    };
+    once()?;
+    (0..reps).map(|_| once()).collect()
+}
+
+/// Tokens per second of training steps through the trainer itself, on made-up text in a
+/// temporary folder; and the bytes of the weights.
+fn training(subject: &Subject, args: &BenchArgs) -> Result<(Vec<f64>, u64)> {
+    let folder = TemporaryFolder::create()?;
+    let mut config = subject.config.clone();
+    if let Some(batch) = args.batch {
+        config.train.micro_batches = largest_divisor(batch, config.train.micro_batches);
+        config.train.batch = batch;
+    }
+    let steps = WARM_UP_STEPS + args.reps;
+    let text = folder.0.join("text.txt");
+    // As many kinds of token as the model has: characters of a small vocabulary, else bytes.
+    let kinds = subject.vocab.min(256);
+    let character = |index| char::from_u32(0x100 + made_up_token(index, kinds)).unwrap_or(' ');
+    let made_up: String = (0..16 * (config.model.context + kinds))
+        .map(character)
+        .collect();
+    std::fs::write(&text, made_up).with_context(|| format!("cannot write {}", text.display()))?;
+    config.data.train = vec![text.clone()];
+    config.data.val = vec![text];
+    config.data.tokenizer = if kinds < 256 { "chars" } else { "bytes" }.to_string();
+    config.model.vocab_size = subject.vocab;
+    config.train.run = folder.0.join("run");
+    config.train.threads = args.threads;
+    // Stopped by hand before the last step, so that no evaluation is made.
+    config.train.steps = steps as u32 + 1;
+    config.train.eval_every = 0;
+    config.train.save_every = 0;
+    let mut trainer = Trainer::new(config)?;
+    let mut speeds = Vec::with_capacity(steps);
+    trainer.run(&mut |event| {
+        if let Event::Step(row) = event {
+            speeds.push(row.tokens_per_s);
+        }
+        if speeds.len() < steps {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    let counted = speeds.split_off(WARM_UP_STEPS);
+    Ok((counted, weight_bytes(trainer.model())))
+}
+
+/// A token that looks like nothing in particular; `vocab` of them in a row are all different.
+fn made_up_token(index: usize, vocab: usize) -> u32 {
+    // 7919 is prime, so it has no factor in common with any vocabulary but its own multiples.
+    (index * 7919 % vocab) as u32
+}
+
+/// The largest number up to `most` that divides `batch`.
+fn largest_divisor(batch: usize, most: usize) -> usize {
+    (1..=most.min(batch))
+        .rev()
+        .find(|pieces| batch.is_multiple_of(*pieces))
+        .unwrap_or(1)
+}
+
+fn weight_bytes(model: &Model) -> u64 {
+    model
+        .grid_matrices()
+        .iter()
+        .map(|(_, matrix)| matrix.bytes() as u64)
+        .sum()
+}
+
+fn print_row(row: &Row<'_>) -> Result<()> {
+    output::line(format_args!(
+        "{:<18} {:<8} {:>7} {:>8} {:>12.1} {:>12.1} {:>12.1} {:>12}",
+        row.model,
+        row.isa,
+        row.threads,
+        row.test,
+        row.tokens_per_s,
+        row.min,
+        row.max,
+        output::bytes(row.weight_bytes)
+    ))
+}
+
+/// A folder that goes away with its owner.
+struct TemporaryFolder(PathBuf);
+
+impl TemporaryFolder {
+    fn create() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("primal-bench-{}", std::process::id()));
+        std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(TemporaryFolder(path))
+    }
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            note(format_args!("cannot remove {}: {error}", self.0.display()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_tokens_cover_the_vocabulary() {
+        for vocab in [2, 65, 256, 50_257] {
+            let tokens: std::collections::BTreeSet<u32> = (0..vocab)
+                .map(|index| made_up_token(index, vocab))
+                .collect();
+            assert_eq!(tokens.len(), vocab);
+        }
+    }
+
+    #[test]
+    fn a_batch_keeps_as_many_pieces_as_fit() {
+        assert_eq!(largest_divisor(8, 8), 8);
+        assert_eq!(largest_divisor(6, 4), 3);
+        assert_eq!(largest_divisor(7, 4), 1);
+        assert_eq!(largest_divisor(1, 8), 1);
+    }
+}

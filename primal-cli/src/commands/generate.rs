@@ -1,0 +1,55 @@
+//! `primal generate`: goes on from a text, streaming as it writes.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::args::GenerateArgs;
+use crate::commands::{Loaded, Writer};
+use crate::output;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    prompt: &'a str,
+    text: &'a str,
+    prompt_tokens: usize,
+    tokens: usize,
+    tokens_per_s: f64,
+    seed: u64,
+}
+
+/// Prints prompt and continuation as they come, or one JSON object at the end.
+pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
+    let sampler = args.sampling.sampler()?;
+    let loaded = Loaded::open(&args.model, args.threads)?;
+    let mut writer = Writer::new(&loaded, sampler);
+    let prompt_tokens = writer.read(&args.prompt)?;
+    if !args.json {
+        output::stream(&args.prompt)?;
+    }
+    let started = Instant::now();
+    let mut text = String::new();
+    let tokens = writer.write(args.n_tokens, |piece| {
+        if args.json {
+            text += piece;
+        } else {
+            output::stream(piece)?;
+        }
+        Ok(true)
+    })?;
+    if args.json {
+        output::json(&Report {
+            prompt: &args.prompt,
+            text: &text,
+            prompt_tokens,
+            tokens,
+            tokens_per_s: tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
+            seed: args.sampling.seed,
+        })?;
+    } else {
+        output::line("")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

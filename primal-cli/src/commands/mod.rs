@@ -1,0 +1,163 @@
+//! One module a verb, and what several of them need.
+
+pub mod bench;
+pub mod chat;
+pub mod completions;
+pub mod doctor;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+pub mod plan;
+pub mod train;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use primal_kernels::Isa;
+use primal_model::checkpoint::Checkpoint;
+use primal_model::config::Config;
+use primal_model::generate::Generator;
+use primal_model::sampling::{Sampling, TokenSampler};
+use primal_model::tokenizer::Tokenizer;
+use primal_model::{Model, ModelError};
+
+use crate::args::{BaseArgs, SamplingArgs};
+use crate::report::WrongUsage;
+
+/// The configuration that `--preset` or `--config` names; without either the preset `small`.
+fn base_config(base: &BaseArgs) -> Result<Config> {
+    if let Some(path) = &base.config {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        return Config::from_toml(&text).with_context(|| path.display().to_string());
+    }
+    Ok(Config::preset(base.preset.as_deref().unwrap_or("small"))?)
+}
+
+/// Applies `--set`, after every other flag.
+fn apply_overrides(config: &mut Config, assignments: &[String]) -> Result<()> {
+    for assignment in assignments {
+        config
+            .set(assignment)
+            .map_err(|error| WrongUsage(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Starts the worker threads of a command that only reads a model; 0 means all cores.
+fn start_threads(threads: usize) -> Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global()
+        .context("cannot start the worker threads")
+}
+
+/// A model for inference with all that belongs to it.
+struct Loaded {
+    checkpoint: Checkpoint,
+    model: Model,
+    tokenizer: Tokenizer,
+    isa: Isa,
+}
+
+impl Loaded {
+    /// Opens a checkpoint or the newest one of a run.
+    fn open(path: &Path, threads: usize) -> Result<Loaded> {
+        start_threads(threads)?;
+        let isa = Isa::from_env()?;
+        let checkpoint = Checkpoint::open(path)?;
+        let model = checkpoint.load_model()?;
+        let tokenizer = checkpoint.load_tokenizer()?;
+        Ok(Loaded {
+            checkpoint,
+            model,
+            tokenizer,
+            isa,
+        })
+    }
+}
+
+impl SamplingArgs {
+    fn sampler(&self) -> Result<TokenSampler> {
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            seed: self.seed,
+        };
+        Ok(TokenSampler::new(sampling).map_err(|error| WrongUsage(error.to_string()))?)
+    }
+}
+
+/// A text in the making: the model, what it has read and written, and how it chooses.
+struct Writer<'m> {
+    generator: Generator<'m>,
+    tokenizer: &'m Tokenizer,
+    sampler: TokenSampler,
+    history: Vec<u32>,
+}
+
+impl<'m> Writer<'m> {
+    fn new(loaded: &'m Loaded, sampler: TokenSampler) -> Self {
+        Writer {
+            generator: Generator::new(&loaded.model, loaded.isa),
+            tokenizer: &loaded.tokenizer,
+            sampler,
+            history: Vec::new(),
+        }
+    }
+
+    /// Reads text; an empty one at the very start stands for the beginning of a document.
+    /// Returns how many tokens were read.
+    fn read(&mut self, text: &str) -> Result<usize> {
+        let mut tokens = self.tokenizer.encode(text)?;
+        if tokens.is_empty() && self.history.is_empty() {
+            tokens = match self.tokenizer.end_of_text() {
+                Some(token) => vec![token],
+                None => self.tokenizer.encode("\n")?,
+            };
+        }
+        if !tokens.is_empty() {
+            self.generator.feed(&tokens)?;
+            self.history.extend(&tokens);
+        }
+        Ok(tokens.len())
+    }
+
+    /// Writes up to `n_tokens`, each handed to `on_piece` with the text that became certain.
+    /// Ends early at the end of a document or when `on_piece` returns false. Returns the tokens
+    /// written.
+    fn write(
+        &mut self,
+        n_tokens: usize,
+        mut on_piece: impl FnMut(&str) -> Result<bool>,
+    ) -> Result<usize> {
+        let mut decoder = self.tokenizer.stream_decoder();
+        let mut written = 0;
+        while written < n_tokens {
+            let token = self.choose()?;
+            if Some(token) == self.tokenizer.end_of_text() {
+                break;
+            }
+            written += 1;
+            self.history.push(token);
+            let go_on = on_piece(&decoder.push(token)?)?;
+            self.generator.feed(&[token])?;
+            if !go_on {
+                break;
+            }
+        }
+        on_piece(&decoder.finish())?;
+        Ok(written)
+    }
+
+    fn choose(&mut self) -> Result<u32, ModelError> {
+        // A model may have more rows than its tokenizer has tokens: those stand for no text.
+        let logits = self.generator.logits();
+        let known = &logits[..logits.len().min(self.tokenizer.vocab_size())];
+        self.sampler
+            .sample(known, &self.history, self.history.len())
+    }
+}

@@ -1,0 +1,108 @@
+//! `primal plan`: every buffer of a run, before it is made.
+
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use anyhow::{Result, bail};
+use primal_model::GptShape;
+use primal_model::config::{Backend, Config};
+use primal_model::data::Documents;
+use primal_model::ledger::Ledger;
+use primal_model::tokenizer::Tokenizer;
+use serde::Serialize;
+
+use crate::args::PlanArgs;
+use crate::commands::{apply_overrides, base_config};
+use crate::output;
+use crate::progress::note;
+
+/// Stands in for a character vocabulary whose text is not given.
+const ASSUMED_CHARACTERS: usize = 128;
+
+#[derive(Serialize)]
+struct Plan {
+    training: Ledger,
+    inference: Ledger,
+}
+
+/// Prints the ledgers of training and of inference.
+pub fn run(args: &PlanArgs) -> Result<ExitCode> {
+    let mut config = base_config(&args.base)?;
+    if let Some(batch) = args.batch {
+        config.train.batch = batch;
+    }
+    if let Some(micro_batches) = args.micro_batches {
+        config.train.micro_batches = micro_batches;
+    }
+    if let Some(backend) = args.backend {
+        config.train.backend = backend;
+    }
+    apply_overrides(&mut config, &args.set)?;
+    config.validate()?;
+    if config.train.backend == Backend::Cuda {
+        bail!("this build has no CUDA backend; hint: use --backend cpu");
+    }
+    let shape = GptShape::new(&config, vocabulary(&config)?)?;
+    let threads = match config.train.threads {
+        0 => available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    let plan = Plan {
+        training: Ledger::for_training(&config, &shape, threads, None),
+        inference: Ledger::for_inference(&config, &shape, threads),
+    };
+    if args.json {
+        output::json(&plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(format_args!(
+        "{} weights in matrices, {threads} threads",
+        shape.matrix_weights()
+    ))?;
+    print_ledger("training", &plan.training)?;
+    print_ledger("inference", &plan.inference)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tokens that the model will know, without reading more than is needed to know it.
+fn vocabulary(config: &Config) -> Result<usize> {
+    let spec = config.data.tokenizer.as_str();
+    if spec != "chars" {
+        return Ok(Tokenizer::from_spec(spec, [])?.vocab_size());
+    }
+    if config.data.train.is_empty() {
+        if config.model.vocab_size == 0 {
+            note(format_args!(
+                "no text given: a vocabulary of {ASSUMED_CHARACTERS} characters is assumed"
+            ));
+            return Ok(ASSUMED_CHARACTERS);
+        }
+        return Ok(config.model.vocab_size);
+    }
+    let paths: Vec<_> = config
+        .data
+        .train
+        .iter()
+        .chain(&config.data.val)
+        .cloned()
+        .collect();
+    let documents = Documents::read(&paths, &config.data.text_key)?;
+    Ok(Tokenizer::from_spec(spec, [documents.text()])?.vocab_size())
+}
+
+fn print_ledger(title: &str, ledger: &Ledger) -> Result<()> {
+    output::line(format_args!("\n{title}"))?;
+    let total = ("total", ledger.total());
+    for (what, count) in ledger
+        .rows()
+        .iter()
+        .map(|row| (row.what.as_str(), row.bytes))
+        .chain([total])
+    {
+        output::line(format_args!(
+            "  {what:<50} {:>12} {count:>16}",
+            output::bytes(count)
+        ))?;
+    }
+    Ok(())
+}

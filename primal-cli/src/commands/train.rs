@@ -1,0 +1,217 @@
+//! `primal train`: a configuration from preset, file and flags, then the training loop.
+
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use primal_model::checkpoint::Checkpoint;
+use primal_model::config::Config;
+use primal_model::ledger::Ledger;
+use primal_model::metrics::DoneRow;
+use primal_model::train::{Event, Summary, Trainer};
+use serde::Serialize;
+
+use crate::args::TrainArgs;
+use crate::commands::{apply_overrides, base_config};
+use crate::output;
+use crate::progress::{TrainProgress, note};
+use crate::report::INTERRUPTED;
+
+/// Trains and prints the last row of the metrics.
+pub fn run(args: &TrainArgs) -> Result<ExitCode> {
+    let config = resolve(args)?;
+    let mut trainer = if args.resume {
+        Trainer::resume(config.clone())?
+    } else {
+        Trainer::new(config.clone())?
+    };
+    let stop = stop_on_signal()?;
+    let mut progress = None;
+    let summary = trainer.run(&mut |event| {
+        match event {
+            Event::Start {
+                config,
+                ledger,
+                step,
+            } => {
+                describe(config, ledger);
+                let step_tokens = (config.train.batch * config.model.context) as u64;
+                let tokens = u64::from(step) * step_tokens;
+                progress = Some(TrainProgress::new(config.train.steps, step, tokens));
+            }
+            Event::Step(row) => {
+                if let Some(progress) = &mut progress {
+                    progress.step(row);
+                }
+            }
+            Event::Eval(row) => {
+                if let Some(progress) = &progress {
+                    progress.eval(row);
+                }
+            }
+            Event::Saved(path) => note(format_args!("saved {}", path.display())),
+            // The library warns of skipped steps itself.
+            _ => {}
+        }
+        if stop.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    if let Some(progress) = &progress {
+        progress.finish();
+    }
+    conclude(&config, &summary?, args.json)
+}
+
+/// Preset, file or the checkpoint's own configuration, then the flags, then `--set`.
+fn resolve(args: &TrainArgs) -> Result<Config> {
+    let from_checkpoint = args.resume && args.base.preset.is_none() && args.base.config.is_none();
+    let mut config = base_config(&args.base)?;
+    if from_checkpoint {
+        let run = args.run.as_ref().unwrap_or(&config.train.run).clone();
+        config = Checkpoint::open(&run)?.config;
+        config.train.run = run;
+    }
+    if !args.data.is_empty() {
+        config.data.train.clone_from(&args.data);
+    }
+    if !args.val.is_empty() {
+        config.data.val.clone_from(&args.val);
+    }
+    override_with(&mut config.data.tokenizer, &args.tokenizer);
+    override_with(&mut config.train.run, &args.run);
+    override_with(&mut config.optim.rule, &args.rule);
+    override_with(&mut config.train.steps, &args.steps);
+    override_with(&mut config.train.batch, &args.batch);
+    override_with(&mut config.train.micro_batches, &args.micro_batches);
+    override_with(
+        &mut config.train.micro_batches_per_pass,
+        &args.micro_batches_per_pass,
+    );
+    override_with(&mut config.model.context, &args.context);
+    override_with(&mut config.train.seed, &args.seed);
+    override_with(&mut config.train.threads, &args.threads);
+    override_with(&mut config.train.backend, &args.backend);
+    override_with(&mut config.train.eval_every, &args.eval_every);
+    override_with(&mut config.train.save_every, &args.save_every);
+    apply_overrides(&mut config, &args.set)?;
+    Ok(config)
+}
+
+fn override_with<T: Clone>(key: &mut T, flag: &Option<T>) {
+    if let Some(value) = flag {
+        key.clone_from(value);
+    }
+}
+
+/// The first Ctrl-C asks the run to save and stop, the second ends the program at once.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        note("stopping after this step; once more to stop without saving");
+    })
+    .context("cannot watch for Ctrl-C")?;
+    Ok(stop)
+}
+
+/// The resolved configuration as one table, and the memory that the run will take.
+fn describe(config: &Config, ledger: &Ledger) {
+    let mut section = String::new();
+    for line in config.to_toml().unwrap_or_default().lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_string();
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            note(format_args!("  {:<32} {value}", format!("{section}.{key}")));
+        }
+    }
+    note(format_args!(
+        "  {:<32} {}",
+        "memory by the ledger",
+        output::bytes(ledger.total())
+    ));
+}
+
+/// The last row of `metrics.jsonl`, or where an interrupted run stands.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum LastRow<'a> {
+    Done(&'a DoneRow),
+    Interrupted {
+        steps: u32,
+        checkpoint: String,
+        state_hash: &'a str,
+    },
+}
+
+fn conclude(config: &Config, summary: &Summary, json: bool) -> Result<ExitCode> {
+    let done = &summary.done;
+    let checkpoint = summary.checkpoint.display();
+    if summary.interrupted {
+        note(format_args!(
+            "stopped at step {} of {}: {checkpoint}",
+            done.steps, config.train.steps
+        ));
+        let run = config.train.run.display();
+        note(format_args!(
+            "hint: go on with: primal train --resume --run {run}"
+        ));
+        if json {
+            output::json(&LastRow::Interrupted {
+                steps: done.steps,
+                checkpoint: checkpoint.to_string(),
+                state_hash: &done.state_hash,
+            })?;
+        }
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if json {
+        output::json(&LastRow::Done(done))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(format_args!(
+        "held-out loss       {:.4} nats a token",
+        done.val_loss
+    ))?;
+    output::line(format_args!(
+        "bits per byte       {:.4}",
+        done.bits_per_byte
+    ))?;
+    output::line(format_args!(
+        "steps               {} in {}",
+        done.steps,
+        output::clock(done.seconds)
+    ))?;
+    if done.skipped_steps > 0 {
+        output::line(format_args!("skipped steps       {}", done.skipped_steps))?;
+    }
+    output::line(format_args!(
+        "speed               {:.0} tokens/s",
+        done.tokens_per_s
+    ))?;
+    output::line(format_args!(
+        "state of a weight   {:.3} bytes",
+        done.state_bytes_per_weight
+    ))?;
+    output::line(format_args!(
+        "float state         {}",
+        output::bytes(done.float_bytes)
+    ))?;
+    let (peak, planned) = (
+        output::bytes(done.peak_rss_bytes),
+        output::bytes(done.ledger_bytes),
+    );
+    output::line(format_args!(
+        "peak memory         {peak}, {planned} by the ledger"
+    ))?;
+    output::line(format_args!("state hash          {}", done.state_hash))?;
+    output::line(format_args!("checkpoint          {checkpoint}"))?;
+    Ok(ExitCode::SUCCESS)
+}
