@@ -57,9 +57,10 @@ def main():
         optimizer.step()
         for matrix in matrices:
             matrix.count(vote_rate, vote_rng)
+        if step % 100 == 99:
+            print(f"step {step + 1} train {loss.item():.3f}", flush=True)
         if step % 500 == 499 and step + 1 < args.steps:
-            print(f"step {step + 1} train {loss.item():.3f} val {corpus.validate(model):.4f} "
-                  f"{time.time() - start:.0f} s", flush=True)
+            print(f"step {step + 1} val {corpus.validate(model):.4f} {time.time() - start:.0f} s", flush=True)
     options = {k: v for k, v in vars(args).items() if k not in ("text", "out", "threads")}
     result = {"val": round(corpus.validate(model), 4), "seconds": round(time.time() - start), **options}
     if matrices and args.pieces > 1:
@@ -132,9 +133,15 @@ class GridMatrix(nn.Module):
             first = self.row_sq.count == 0
             row_sq = row / args.pieces if first else self.row_sq.value()
             column_sq = column if first else self.column_sq.value()
-        sigma_sq = row_sq * column_sq / (column_sq.mean() + TINY) * self.correction()
+        if args.row_max:
+            row_sq = torch.maximum(row_sq, row)
+        correction = self.correction()
+        sigma_sq = row_sq * column_sq / (column_sq.mean() + TINY) * correction
         self.unit = (args.eta * vote_rate / (QUANTUM * args.pieces)) / (sigma_sq + TINY).sqrt()
         u = -grad * self.unit
+        if args.clip > 0:
+            limit = args.clip * args.eta * vote_rate / (QUANTUM * args.pieces) / correction.sqrt()
+            u = u.clamp(-limit, limit)
         self.votes += torch.floor(u + torch.rand(u.shape, generator=rng))
         fraction = u.abs().frac()
         rounding = fraction * (1 - fraction)
@@ -320,6 +327,8 @@ def parse_args():
     add("--stats", choices=["current", "lagged", "summed"], default="lagged",
         help="current: with this batch's rows and columns; lagged: columns one step late; "
              "summed: of the mean gradient, estimated from the summed votes")
+    add("--row-max", action="store_true", help="a row's own mean square when it exceeds the running mean")
+    add("--clip", type=float, default=0.0, help="clip a piece's gradient to this many of its own sigma; 0 is off")
     add("--pieces", type=int, default=1, help="micro-batches that a step's batch is cut into")
     add("--correction", choices=["none", "fixed", "matrix", "row"], default="matrix",
         help="variance of the mean gradient as a fraction of a piece's: 1, 1/pieces, or measured from the votes")
