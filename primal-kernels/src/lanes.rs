@@ -20,7 +20,7 @@ pub(crate) mod avx512;
 mod math;
 pub(crate) mod scalar;
 
-pub(crate) use math::{exp, tanh};
+pub(crate) use math::exp;
 
 /// Lanes in a vector, in every tier.
 pub(crate) const LANES: usize = 16;

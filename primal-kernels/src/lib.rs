@@ -23,7 +23,8 @@ pub use error::KernelError;
 pub use grid::{decode_row, decode_values, dot, matvec};
 pub use isa::{Isa, Tier};
 pub use loss::{
-    CrossEntropyScratch, IGNORED, VOCAB_TILE, cross_entropy_backward_tile, cross_entropy_forward, vocab_tiles,
+    CrossEntropyScratch, IGNORED, VOCAB_TILE, cross_entropy_backward_tile, cross_entropy_forward,
+    vocab_tiles,
 };
 pub use norm::{layer_norm, layer_norm_backward};
 pub use rows::{DenseRows, MatrixRows, fill_rows};

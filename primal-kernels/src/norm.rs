@@ -2,17 +2,12 @@
 
 use rayon::prelude::*;
 
+use crate::act::{BLOCK_ROWS, CHUNK_COLUMNS, add_chunk, sum_rows};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
 /// Rows of a task.
 const CHUNK_ROWS: usize = 32;
-
-/// Columns of a task that sums the parameters' gradients.
-const CHUNK_COLUMNS: usize = 64;
-
-/// Rows that a column sum adds up before adding to the total, for the sake of precision.
-const BLOCK_ROWS: usize = 64;
 
 /// y = (x − mean) · rstd · weight + bias for every row, rstd = 1 / √(variance + eps).
 ///
@@ -92,8 +87,6 @@ pub fn layer_norm_backward(
             }
         });
 
-    // The parameters' gradients sum over rows: a task takes some columns of all of them, so that
-    // no partial sums are stored.
     let rows = Rows {
         x,
         dy,
@@ -108,7 +101,7 @@ pub fn layer_norm_backward(
             dispatch!(isa, sum_weight(rows, i * CHUNK_COLUMNS, dweight));
         });
     if let Some(dbias) = dbias {
-        crate::act::sum_rows(isa, dy, width, dbias);
+        sum_rows(isa, dy, width, dbias);
     }
 }
 
@@ -249,30 +242,31 @@ struct Rows<'a> {
 /// dweight += Σ dy · x̂ for the columns from `first` on.
 #[inline(always)]
 fn sum_weight<L: Lanes>(lanes: L, rows: Rows<'_>, first: usize, dweight: &mut [f32]) {
-    for (i, out) in dweight.chunks_mut(LANES).enumerate() {
-        let column = first + i * LANES;
-        let columns = column..column + out.len();
-        let mut total = lanes.load_tail(out);
-        for block in (0..rows.mean.len()).step_by(BLOCK_ROWS) {
-            let mut sum = lanes.zero();
-            for row in block..(block + BLOCK_ROWS).min(rows.mean.len()) {
-                let part = row * rows.width + columns.start..row * rows.width + columns.end;
-                let by = (lanes.splat(rows.mean[row]), lanes.splat(rows.rstd[row]));
-                let normal = normal(lanes, load_up_to(lanes, &rows.x[part.clone()]), by);
-                sum = lanes.mul_then_add(load_up_to(lanes, &rows.dy[part]), normal, sum);
+    let n = rows.mean.len();
+    for block in (0..n).step_by(BLOCK_ROWS) {
+        let mut sum = [0.0; CHUNK_COLUMNS];
+        let sum = &mut sum[..dweight.len()];
+        for row in block..(block + BLOCK_ROWS).min(n) {
+            let part = row * rows.width + first..row * rows.width + first + sum.len();
+            let by = (lanes.splat(rows.mean[row]), lanes.splat(rows.rstd[row]));
+            let (xs, x_tail) = rows.x[part.clone()].as_chunks::<LANES>();
+            let (dys, dy_tail) = rows.dy[part].as_chunks::<LANES>();
+            let (sums, sum_tail) = sum.as_chunks_mut::<LANES>();
+            for ((x, dy), sum) in xs.iter().zip(dys).zip(sums) {
+                let normal = normal(lanes, lanes.load(x), by);
+                lanes.store(
+                    lanes.mul_then_add(lanes.load(dy), normal, lanes.load(sum)),
+                    sum,
+                );
             }
-            total = lanes.add(total, sum);
+            if !sum_tail.is_empty() {
+                let normal = normal(lanes, lanes.load_tail(x_tail), by);
+                let dy = lanes.load_tail(dy_tail);
+                let total = lanes.mul_then_add(dy, normal, lanes.load_tail(sum_tail));
+                lanes.store_tail(total, sum_tail);
+            }
         }
-        lanes.store_tail(total, out);
-    }
-}
-
-/// A full vector or a tail.
-#[inline(always)]
-fn load_up_to<L: Lanes>(lanes: L, from: &[f32]) -> L::F {
-    match from.first_chunk::<LANES>() {
-        Some(full) => lanes.load(full),
-        None => lanes.load_tail(from),
+        add_chunk(lanes, sum, dweight);
     }
 }
 

@@ -1,4 +1,4 @@
-//! exp and tanh from the lanes' own operations: the same bits in every tier.
+//! exp from the lanes' own operations: the same bits in every tier.
 
 use std::f32::consts::LOG2_E;
 
@@ -42,24 +42,4 @@ pub(crate) fn exp<L: Lanes>(lanes: L, x: L::F) -> L::F {
     let result = lanes.select(lanes.lt(x, lanes.splat(LOWEST)), lanes.zero(), result);
     let too_large = lanes.lt(lanes.splat(HIGHEST), x);
     lanes.select(too_large, lanes.splat(f32::INFINITY), result)
-}
-
-/// tanh x with a relative error below 1e-6; odd; NaN stays NaN.
-/// Below 0.625 the polynomial of Cephes `tanhf`, above 1 - 2 / (e^2|x| + 1).
-#[inline(always)]
-pub(crate) fn tanh<L: Lanes>(lanes: L, x: L::F) -> L::F {
-    let one = lanes.splat(1.0);
-    let size = lanes.abs(x);
-    let squared = lanes.mul(x, x);
-    let mut p = lanes.splat(-5.704_988_7e-3);
-    for coefficient in [2.063_908_8e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_82] {
-        p = lanes.mul_then_add(p, squared, lanes.splat(coefficient));
-    }
-    let small = lanes.mul_then_add(lanes.mul(p, squared), x, x);
-
-    // From 10 on the result is 1 in f32; the limit keeps e^2|x| finite.
-    let grown = exp(lanes, lanes.min(lanes.splat(20.0), lanes.add(size, size)));
-    let large = lanes.sub(one, lanes.div(lanes.splat(2.0), lanes.add(grown, one)));
-    let large = lanes.select(lanes.lt(x, lanes.zero()), lanes.neg(large), large);
-    lanes.select(lanes.lt(size, lanes.splat(0.625)), small, large)
 }

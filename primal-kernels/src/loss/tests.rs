@@ -237,10 +237,10 @@ fn a_bad_number_stays_visible() {
 fn scratch_is_what_it_says() {
     for (rows, vocab, width) in [(10, 65, 12), (3, 5000, 7)] {
         let scratch = CrossEntropyScratch::new(rows, vocab, width);
-        let bytes = size_of_val(&scratch.logits[..])
-            + size_of_val(&scratch.head[..])
-            + size_of_val(&scratch.running[..]);
-        assert_eq!(bytes as u64, CrossEntropyScratch::bytes(rows, vocab, width));
+        assert_eq!(
+            scratch.allocated_bytes(),
+            CrossEntropyScratch::bytes(rows, vocab, width)
+        );
     }
     assert_eq!(
         vocab_tiles(1030).collect::<Vec<_>>(),
