@@ -16,7 +16,7 @@ pub(crate) const CHUNK_COLUMNS: usize = 128;
 pub(crate) const BLOCK_ROWS: usize = 64;
 
 // GELU in its tanh form, as in GPT-2: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
-const GELU_SLOPE: f32 = 0.797_884_56;
+const GELU_SLOPE: f32 = 0.797_884_6;
 const GELU_CUBE: f32 = 0.044_715;
 
 /// y = gelu(x), the tanh approximation (Hendrycks & Gimpel 2016); any equal lengths.
@@ -201,9 +201,7 @@ fn sum_columns<L: Lanes>(lanes: L, dy: &[f32], width: usize, first: usize, out: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_support::{
-        assert_close, assert_close_at, differences, noise, on_one_and_two_threads,
-    };
+    use crate::test_support::{assert_close, differences, noise, on_one_and_two_threads};
 
     const LENGTHS: [usize; 8] = [0, 1, 15, 16, 17, 63, 1000, 40_000];
 

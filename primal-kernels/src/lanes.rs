@@ -69,7 +69,6 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// `if a > b { a } else { b }`: `b` where either is NaN, and for equal zeros.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, x: Self::F) -> Self::F;
-    fn neg(self, x: Self::F) -> Self::F;
     /// `a * b + c` with two roundings: a fused one would be slow without the hardware.
     #[inline(always)]
     fn mul_then_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
@@ -134,7 +133,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Signed to nearest f32.
     fn convert(self, x: Self::I) -> Self::F;
     fn to_bits(self, x: Self::F) -> Self::I;
-    fn from_bits(self, x: Self::I) -> Self::F;
+    #[expect(clippy::wrong_self_convention, reason = "self is the tier's token")]
+    fn bits_to_float(self, x: Self::I) -> Self::F;
 
     // Eight unsigned 64-bit lanes: lane k is the pair (2k low half, 2k+1 high half).
 

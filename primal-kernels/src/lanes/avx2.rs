@@ -110,11 +110,6 @@ impl Lanes for Avx2 {
         both!(_mm256_andnot_ps(sign, x))
     }
     #[inline(always)]
-    fn neg(self, x: Floats) -> Floats {
-        let sign = self.splat(-0.0);
-        both!(_mm256_xor_ps(x, sign))
-    }
-    #[inline(always)]
     fn lt(self, a: Floats, b: Floats) -> Ints {
         self.to_bits(simd!([
             _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]),
@@ -123,7 +118,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn select(self, mask: Ints, yes: Floats, no: Floats) -> Floats {
-        let mask = self.from_bits(mask);
+        let mask = self.bits_to_float(mask);
         simd!([
             _mm256_blendv_ps(no[0], yes[0], mask[0]),
             _mm256_blendv_ps(no[1], yes[1], mask[1])
@@ -131,7 +126,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn mask_bits(self, mask: Ints) -> u16 {
-        let [low, high] = both!(_mm256_movemask_ps(self.from_bits(mask)));
+        let [low, high] = both!(_mm256_movemask_ps(self.bits_to_float(mask)));
         (low | high << 8) as u16
     }
     #[inline(always)]
@@ -338,7 +333,7 @@ impl Lanes for Avx2 {
         both!(_mm256_castps_si256(x))
     }
     #[inline(always)]
-    fn from_bits(self, x: Ints) -> Floats {
+    fn bits_to_float(self, x: Ints) -> Floats {
         both!(_mm256_castsi256_ps(x))
     }
 

@@ -97,10 +97,6 @@ impl Lanes for Avx512 {
         simd!(_mm512_abs_ps(x))
     }
     #[inline(always)]
-    fn neg(self, x: __m512) -> __m512 {
-        simd!(_mm512_xor_ps(x, _mm512_set1_ps(-0.0)))
-    }
-    #[inline(always)]
     fn lt(self, a: __m512, b: __m512) -> __mmask16 {
         simd!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
     }
@@ -262,7 +258,7 @@ impl Lanes for Avx512 {
         simd!(_mm512_castps_si512(x))
     }
     #[inline(always)]
-    fn from_bits(self, x: __m512i) -> __m512 {
+    fn bits_to_float(self, x: __m512i) -> __m512 {
         simd!(_mm512_castsi512_ps(x))
     }
 

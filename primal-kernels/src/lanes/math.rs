@@ -38,7 +38,7 @@ pub(crate) fn exp<L: Lanes>(lanes: L, x: L::F) -> L::F {
     let p = lanes.add(p, lanes.splat(1.0));
 
     let power = lanes.shl(lanes.to_bits(shifted), 23);
-    let result = lanes.from_bits(lanes.add_i(lanes.to_bits(p), power));
+    let result = lanes.bits_to_float(lanes.add_i(lanes.to_bits(p), power));
     let result = lanes.select(lanes.lt(x, lanes.splat(LOWEST)), lanes.zero(), result);
     let too_large = lanes.lt(lanes.splat(HIGHEST), x);
     lanes.select(too_large, lanes.splat(f32::INFINITY), result)

@@ -100,10 +100,6 @@ impl Lanes for Scalar {
         x.map(f32::abs)
     }
     #[inline(always)]
-    fn neg(self, x: Self::F) -> Self::F {
-        x.map(|x| -x)
-    }
-    #[inline(always)]
     fn lt(self, a: Self::F, b: Self::F) -> Self::M {
         zip(a, b, |a, b| a < b)
     }
@@ -239,7 +235,7 @@ impl Lanes for Scalar {
         x.map(|x| x.to_bits().cast_signed())
     }
     #[inline(always)]
-    fn from_bits(self, x: Self::I) -> Self::F {
+    fn bits_to_float(self, x: Self::I) -> Self::F {
         x.map(|x| f32::from_bits(x.cast_unsigned()))
     }
 

@@ -44,7 +44,6 @@ fn float_ops<L: Lanes>(lanes: L, a: &[f32; 16], b: &[f32; 16], out: &mut [[u32; 
         lanes.min(x, y),
         lanes.max(x, y),
         lanes.abs(x),
-        lanes.neg(x),
         lanes.mul_then_add(x, y, x),
         lanes.select(mask, x, y),
         lanes.load_tail(&a[..11]),
@@ -60,16 +59,16 @@ fn float_ops<L: Lanes>(lanes: L, a: &[f32; 16], b: &[f32; 16], out: &mut [[u32; 
             }
         });
     }
-    out[12] = [u32::from(lanes.mask_bits(mask)); 16];
+    out[11] = [u32::from(lanes.mask_bits(mask)); 16];
     let finite = lanes.min(lanes.splat(1e6), lanes.max(lanes.splat(-1e6), x));
-    out[13] = [lanes.sum(finite).to_bits(); 16];
-    out[14] = [lanes.max_lane(finite).to_bits(); 16];
+    out[12] = [lanes.sum(finite).to_bits(); 16];
+    out[13] = [lanes.max_lane(finite).to_bits(); 16];
     let mut truncated = [0; 16];
     lanes.store_i(lanes.truncate(finite), &mut truncated);
-    out[15] = truncated.map(i32::cast_unsigned);
+    out[14] = truncated.map(i32::cast_unsigned);
     let mut tail = [9.0; 16];
     lanes.store_tail(x, &mut tail[..5]);
-    out[16] = tail.map(f32::to_bits);
+    out[15] = tail.map(f32::to_bits);
 }
 
 fn plain_float_ops(a: &[f32; 16], b: &[f32; 16]) -> Vec<[u32; 16]> {
@@ -99,7 +98,6 @@ fn plain_float_ops(a: &[f32; 16], b: &[f32; 16]) -> Vec<[u32; 16]> {
         each(&|a, b| if a < b { a } else { b }),
         each(&|a, b| if a > b { a } else { b }),
         each(&|a, _| a.abs()),
-        each(&|a, _| -a),
         each(&|a, b| a * b + a),
         each(&|a, b| if a < b { a } else { b }),
         std::array::from_fn(|l| if l < 11 { a[l].to_bits() } else { 0 }),
@@ -126,7 +124,7 @@ fn float_operations_match_plain_arithmetic() {
         for shift in 0..16 {
             let mut b = SAMPLE;
             b.rotate_left(shift);
-            let mut got = vec![[0; 16]; 17];
+            let mut got = vec![[0; 16]; 16];
             dispatch!(isa, float_ops(&SAMPLE, &b, &mut got));
             for (op, (got, want)) in got.iter().zip(plain_float_ops(&SAMPLE, &b)).enumerate() {
                 assert_eq!(got, &want, "{}: operation {op}, shift {shift}", isa.name());
