@@ -5,7 +5,7 @@
 //! (lane `l` takes the elements with `index % 16 == l`) and end in the fixed tree of
 //! [`Lanes::sum`], (3) tails are lanes padded with zeros.
 //!
-//! ```ignore
+//! ```text
 //! pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
 //!     dispatch!(isa, dot_lanes(a, b))
 //! }
@@ -133,7 +133,6 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Signed to nearest f32.
     fn convert(self, x: Self::I) -> Self::F;
     fn to_bits(self, x: Self::F) -> Self::I;
-    #[expect(clippy::wrong_self_convention, reason = "self is the tier's token")]
     fn bits_to_float(self, x: Self::I) -> Self::F;
 
     // Eight unsigned 64-bit lanes: lane k is the pair (2k low half, 2k+1 high half).
