@@ -176,3 +176,84 @@ fn all_finite_lanes<L: Lanes>(lanes: L, x: &[f32]) -> bool {
     sum = lanes.mul_then_add(lanes.load_tail(tail), lanes.zero(), sum);
     lanes.sum(sum) == 0.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::noise;
+
+    const LENGTHS: [usize; 9] = [0, 1, 15, 16, 17, 65, 128, 300, 9000];
+
+    #[test]
+    fn adamw_equals_the_plain_update() {
+        let step = AdamStep {
+            rate: 3e-3,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            decay: 0.1,
+            bias1: 0.19,
+            bias2: 0.0199,
+        };
+        for len in LENGTHS {
+            let value = noise(len, 1);
+            let grad = noise(len + 1, 2);
+            let grad = &grad[1..];
+            let m = noise(len, 3);
+            let v: Vec<f32> = noise(len, 4).iter().map(|v| v * v).collect();
+            let mut want = [value.clone(), m.clone(), v.clone()];
+            for i in 0..len {
+                let m = step.beta1 * m[i] + (1.0 - step.beta1) * grad[i];
+                let v = step.beta2 * v[i] + (1.0 - step.beta2) * (grad[i] * grad[i]);
+                let root = (v / step.bias2).sqrt() + step.eps;
+                let update = step.decay * value[i] + m / step.bias1 / root;
+                (want[0][i], want[1][i], want[2][i]) = (value[i] - step.rate * update, m, v);
+            }
+            for isa in Isa::available() {
+                let mut got = [value.clone(), m.clone(), v.clone()];
+                let [got_value, got_m, got_v] = &mut got;
+                adamw(isa, got_value, grad, got_m, got_v, &step);
+                assert_eq!(got, want, "{}: {len}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn squares_and_scaling_equal_plain_loops() {
+        for len in LENGTHS {
+            let x = noise(len + 1, 5);
+            let x = &x[1..];
+            let exact: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let first = sum_squares(Isa::available()[0], x);
+            let scaled: Vec<f32> = x.iter().map(|x| x * -1.7).collect();
+            for isa in Isa::available() {
+                let name = isa.name();
+                assert_eq!(sum_squares(isa, x), first, "{name}: {len}");
+                assert!(
+                    (first - exact).abs() <= 1e-5 * exact,
+                    "{name}: {first} of {exact}"
+                );
+                let mut got = x.to_vec();
+                scale(isa, &mut got, -1.7);
+                assert_eq!(got, scaled, "{name}: {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_bad_number_anywhere_is_found() {
+        for isa in Isa::available() {
+            for len in LENGTHS {
+                let mut x = vec![f32::MAX; len];
+                assert!(all_finite(isa, &x), "{}: {len}", isa.name());
+                for at in (0..len).step_by(7) {
+                    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                        let good = std::mem::replace(&mut x[at], bad);
+                        assert!(!all_finite(isa, &x), "{}: {bad} at {at}", isa.name());
+                        x[at] = good;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,4 +1,44 @@
 //! CPU kernels of PRIMAL: scalar, AVX2 and AVX-512 behind one safe interface.
+//!
+//! Every kernel takes an [`Isa`], a token that exists only where the CPU has the instructions,
+//! and all tiers give bit-equal results: each kernel is written once over sixteen lanes, adds
+//! in one order (lane `index % 16`, then a fixed tree) and splits work for threads in pieces
+//! that depend on shapes alone. Dense products are the `gemm` crate's, which chooses by itself.
+//!
+//! - **Weights on a grid**: [`decode_row`], [`matvec`], [`fill_rows`] over [`MatrixRows`].
+//! - **Votes**: [`cast_votes_i8`] draws them from a gradient, [`count_row`] counts a ballot and
+//!   flips codes; random numbers are a function of their place ([`VoteRng`], [`uniform16`]).
+//! - **Layers**: [`matmul_nt`], [`attention`], [`layer_norm`], [`gelu`],
+//!   [`cross_entropy_forward`] and their backward passes.
+//! - **Float part**: [`adamw`].
+//!
+//! ```
+//! use primal_kernels::{FlipTable, Isa, VoteRng, cast_votes_i8, count_row, decode_row};
+//! use primal_lut::{Grid, QuantMatrix};
+//!
+//! let isa = Isa::best();
+//! let grid = Grid::prime();
+//! let mut matrix = QuantMatrix::zeros(&grid, 1, 4, 4)?;
+//!
+//! // A gradient that wants the first weight up and the last one down.
+//! let grad = [-30.0, 0.0, 0.0, 30.0];
+//! let mut rng = VoteRng { seed: 1, stream: 0, step: 0, tensor: 0, micro_batch: 0 };
+//! let mut ballot = [0_i8; 4];
+//! cast_votes_i8(isa, &grad, 1.0, &[1.0; 4], &rng, 0, &mut ballot);
+//! assert_eq!(ballot, [30, 0, 0, -30]);
+//!
+//! // From zero to 1/13 takes 20 votes; what is left stays in the ballot.
+//! let table = FlipTable::new(&grid, 127);
+//! rng.stream = 1;
+//! let (nibbles, high, _) = matrix.planes_mut();
+//! let counted = count_row(isa, nibbles, high, 4, &mut ballot, None, &table, 0, &rng, 0);
+//! assert_eq!((counted.flips, ballot), (2, [10, 0, 0, -10]));
+//!
+//! let mut row = [0.0; 4];
+//! decode_row(isa, &matrix, 0, &mut row);
+//! assert_eq!(row, [1.0 / 13.0, 0.0, 0.0, -1.0 / 13.0]);
+//! # Ok::<(), primal_lut::LutError>(())
+//! ```
 
 mod act;
 mod adamw;

@@ -22,7 +22,6 @@ const LEAK_ALL: u32 = 1 << 24;
 
 const PHILOX_MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const PHILOX_KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
-const PHILOX_ROUNDS: u32 = 10;
 
 /// Names the random numbers of one matrix in one pass: row and column choose among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +61,7 @@ impl VoteRng {
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
     let [mut k0, mut k1] = key;
-    for _ in 0..PHILOX_ROUNDS {
+    for _ in 0..10 {
         let p0 = u64::from(c0) * u64::from(PHILOX_MULTIPLIERS[0]);
         let p1 = u64::from(c2) * u64::from(PHILOX_MULTIPLIERS[1]);
         (c0, c1) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32);
@@ -400,21 +399,40 @@ impl Draws {
     /// the multiplication ignores them and so does the end.
     #[inline(always)]
     fn philox<L: Lanes>(&self, lanes: L, c0: L::I) -> [L::I; 4] {
-        let splat = |x: u32| lanes.splat_i(x.cast_signed());
-        let multipliers = PHILOX_MULTIPLIERS.map(splat);
-        let mut c0 = c0;
-        let [mut c1, mut c2, mut c3] = self.counter.map(splat);
-        let [mut k0, mut k1] = self.key;
-        for _ in 0..PHILOX_ROUNDS {
-            let p0 = lanes.mul_even(c0, multipliers[0]);
-            let p1 = lanes.mul_even(c2, multipliers[1]);
-            c0 = lanes.xor(lanes.high_halves(p1), lanes.xor(c1, splat(k0)));
-            c2 = lanes.xor(lanes.high_halves(p0), lanes.xor(c3, splat(k1)));
-            (c1, c3) = (p1, p0);
-            k0 = k0.wrapping_add(PHILOX_KEY_STEPS[0]);
-            k1 = k1.wrapping_add(PHILOX_KEY_STEPS[1]);
+        let mut state = [c0, c0, c0, c0];
+        for (state, word) in state[1..].iter_mut().zip(self.counter) {
+            *state = lanes.splat_i(word.cast_signed());
         }
-        [c0, c1, c2, c3]
+        // By hand: the compiler keeps the loop where registers are few, and then every key is
+        // made anew for every block.
+        state = self.philox_round(lanes, state, 0);
+        state = self.philox_round(lanes, state, 1);
+        state = self.philox_round(lanes, state, 2);
+        state = self.philox_round(lanes, state, 3);
+        state = self.philox_round(lanes, state, 4);
+        state = self.philox_round(lanes, state, 5);
+        state = self.philox_round(lanes, state, 6);
+        state = self.philox_round(lanes, state, 7);
+        state = self.philox_round(lanes, state, 8);
+        self.philox_round(lanes, state, 9)
+    }
+
+    #[inline(always)]
+    fn philox_round<L: Lanes>(&self, lanes: L, state: [L::I; 4], round: u32) -> [L::I; 4] {
+        let key = |i: usize| {
+            let key = self.key[i].wrapping_add(PHILOX_KEY_STEPS[i].wrapping_mul(round));
+            lanes.splat_i(key.cast_signed())
+        };
+        let [c0, c1, c2, c3] = state;
+        let multiplier = PHILOX_MULTIPLIERS.map(|m| lanes.splat_i(m.cast_signed()));
+        let p0 = lanes.mul_even(c0, multiplier[0]);
+        let p1 = lanes.mul_even(c2, multiplier[1]);
+        [
+            lanes.xor(lanes.high_halves(p1), lanes.xor(c1, key(0))),
+            p1,
+            lanes.xor(lanes.high_halves(p0), lanes.xor(c3, key(1))),
+            p0,
+        ]
     }
 }
 
