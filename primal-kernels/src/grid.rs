@@ -81,7 +81,7 @@ pub fn matvec(isa: Isa, matrix: &QuantMatrix, x: &[f32], y: &mut [f32]) {
         });
 }
 
-/// The sum of a[i] * b[i] in the order of all kernels: lane `i % 16` first, then a fixed tree.
+/// The sum of `a[i] * b[i]` in the order of all kernels: lane `i % 16` first, then a fixed tree.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -91,7 +91,7 @@ pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn dot_lanes<L: Lanes>(lanes: L, a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot_lanes<L: Lanes>(lanes: L, a: &[f32], b: &[f32]) -> f32 {
     let mut sum = lanes.zero();
     let (a, a_tail) = a.as_chunks::<LANES>();
     let (b, b_tail) = b.as_chunks::<LANES>();

@@ -3,7 +3,10 @@
 use primal_lut::{Grid, QuantMatrix};
 use proptest::prelude::*;
 
+use super::count::{code_at, set_code};
+use super::rng::{Draws, uniform_block};
 use super::*;
+use crate::isa::{Isa, dispatch};
 use crate::test_support::noise;
 
 const LENGTHS: [usize; 14] = [0, 1, 15, 16, 17, 31, 33, 64, 65, 127, 128, 129, 143, 300];
