@@ -196,7 +196,7 @@ fn gradients(cols: usize, seed: u64) -> Vec<f32> {
 
 #[test]
 fn casting_equals_the_plain_rule() {
-    for cols in LENGTHS {
+    for cols in LENGTHS.into_iter().chain(32..65) {
         let grad = gradients(cols + 1, 21);
         let grad = &grad[1..];
         let factor: Vec<f32> = noise(cols, 22).iter().map(|f| f.abs() + 0.1).collect();
