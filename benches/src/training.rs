@@ -22,7 +22,8 @@ pub fn training_steps(preset: &str, threads: usize, steps: u64) -> Result<Durati
     let folder = tempfile::tempdir()?;
     let text = folder.path().join("text.txt");
     let mut config = Config::preset(preset)?;
-    let character = |index: usize| char::from(b'!' + ((7919 * index + index / CHARACTERS) % CHARACTERS) as u8);
+    let character =
+        |index: usize| char::from(b'!' + ((7919 * index + index / CHARACTERS) % CHARACTERS) as u8);
     let length = 64 * config.model.context + CHARACTERS;
     std::fs::write(&text, (0..length).map(character).collect::<String>())?;
     config.data.train = vec![text.clone()];
