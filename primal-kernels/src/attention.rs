@@ -11,8 +11,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::dense::{View, multiply, multiply_into};
+use crate::grid::{dot, dot_lanes};
 use crate::isa::{Isa, dispatch};
-use crate::lanes::{Lanes, exp};
+use crate::lanes::{LANES, Lanes, exp};
 
 /// Rows and columns of a tile of scores.
 const TILE: usize = 64;
@@ -361,8 +362,8 @@ fn softmax_tile<L: Lanes>(
     softmax: &mut Softmax,
 ) {
     for (r, row) in scores.iter_mut().enumerate() {
-        let used = mask_row(row, visible(r, cols, diagonal));
-        let (vectors, rest) = row.as_chunks_mut::<16>().0.split_at_mut(used);
+        let used = mask_row(lanes, row, visible(r, cols, diagonal));
+        let vectors = &row.as_chunks::<LANES>().0[..used];
         let mut max = lanes.load(&vectors[0]);
         for x in &vectors[1..] {
             max = lanes.max(lanes.load(x), max);
@@ -370,34 +371,48 @@ fn softmax_tile<L: Lanes>(
         let before = softmax.max[r];
         let tile_max = lanes.max_lane(max) * scale;
         let max = if before > tile_max { before } else { tile_max };
+        softmax.max[r] = max;
+        softmax.rescale[r] = before - max;
+    }
+    let rescale = softmax.rescale.as_chunks_mut::<LANES>().0;
+    for x in &mut rescale[..scores.len().div_ceil(LANES)] {
+        lanes.store(exp(lanes, lanes.load(x)), x);
+    }
+    for (r, row) in scores.iter_mut().enumerate() {
+        let used = visible(r, cols, diagonal).div_ceil(LANES);
+        let (vectors, rest) = row.as_chunks_mut::<LANES>().0.split_at_mut(used);
+        let max = lanes.splat(softmax.max[r]);
         let mut sum = lanes.zero();
         for x in vectors {
             let score = lanes.mul(lanes.load(x), lanes.splat(scale));
-            let p = exp(lanes, lanes.sub(score, lanes.splat(max)));
+            let p = exp(lanes, lanes.sub(score, max));
             lanes.store(p, x);
             sum = lanes.add(sum, p);
         }
         rest.as_flattened_mut().fill(0.0);
-        let rescale = exp_one(lanes, before - max);
-        softmax.rescale[r] = rescale;
-        softmax.sum[r] = softmax.sum[r] * rescale + lanes.sum(sum);
-        softmax.max[r] = max;
+        softmax.sum[r] = softmax.sum[r] * softmax.rescale[r] + lanes.sum(sum);
     }
 }
 
 /// Hides the columns from `visible` on in the vectors that have visible ones; returns how many.
 #[inline(always)]
-fn mask_row(row: &mut [f32; TILE], visible: usize) -> usize {
-    let used = visible.div_ceil(16);
-    row[visible..used * 16].fill(f32::NEG_INFINITY);
+fn mask_row<L: Lanes>(lanes: L, row: &mut [f32; TILE], visible: usize) -> usize {
+    /// A window of it is infinite where a lane is visible and minus infinite where not.
+    static EDGE: [f32; 2 * LANES] = {
+        let mut edge = [f32::INFINITY; 2 * LANES];
+        let mut lane = LANES;
+        while lane < 2 * LANES {
+            edge[lane] = f32::NEG_INFINITY;
+            lane += 1;
+        }
+        edge
+    };
+    let used = visible.div_ceil(LANES);
+    let last = &mut row.as_chunks_mut::<LANES>().0[used - 1];
+    if let Some(edge) = EDGE[used * LANES - visible..].first_chunk() {
+        lanes.store(lanes.min(lanes.load(last), lanes.load(edge)), last);
+    }
     used
-}
-
-#[inline(always)]
-fn exp_one<L: Lanes>(lanes: L, x: f32) -> f32 {
-    let mut out = [0.0; 16];
-    lanes.store(exp(lanes, lanes.splat(x)), &mut out);
-    out[0]
 }
 
 /// Multiplies the head's part of each row of `queries` by its factor.
@@ -421,11 +436,13 @@ unsafe fn scale_rows(
 #[inline(always)]
 fn scale_row<L: Lanes>(lanes: L, row: &mut [f32], factor: f32) {
     let factor = lanes.splat(factor);
-    let (vectors, tail) = row.as_chunks_mut::<16>();
+    let (vectors, tail) = row.as_chunks_mut::<LANES>();
     for x in vectors {
         lanes.store(lanes.mul(lanes.load(x), factor), x);
     }
-    lanes.store_tail(lanes.mul(lanes.load_tail(tail), factor), tail);
+    if !tail.is_empty() {
+        lanes.store_tail(lanes.mul(lanes.load_tail(tail), factor), tail);
+    }
 }
 
 /// Gradients from the tile of queries `query_tile`: sets dq, adds to dk and dv, which the first
@@ -443,9 +460,9 @@ fn backward_tile(
     let queries = shape.tile(query_tile);
     let rows = queries.len();
     let mut rows_dot = [0.0; TILE];
-    for (token, dot) in queries.clone().zip(&mut rows_dot) {
+    for (token, sum) in queries.clone().zip(&mut rows_dot) {
         let (o, d) = (head.out_row(out, token), head.out_row(dout, token));
-        *dot = dispatch!(isa, row_dot(o, d));
+        *sum = dot(isa, o, d);
     }
     let q = head.view(queries.start, head.query);
     let dout_start = (head.first_row + queries.start) * shape.width() + head.query;
@@ -529,9 +546,9 @@ fn backward_scores<L: Lanes>(
         .zip(lse.iter().zip(rows_dot))
         .enumerate()
     {
-        let used = mask_row(p, visible(r, cols, diagonal));
-        let (p, p_rest) = p.as_chunks_mut::<16>().0.split_at_mut(used);
-        let (ds, ds_rest) = ds.as_chunks_mut::<16>().0.split_at_mut(used);
+        let used = mask_row(lanes, p, visible(r, cols, diagonal));
+        let (p, p_rest) = p.as_chunks_mut::<LANES>().0.split_at_mut(used);
+        let (ds, ds_rest) = ds.as_chunks_mut::<LANES>().0.split_at_mut(used);
         for (p, ds) in p.iter_mut().zip(ds) {
             let score = lanes.mul(lanes.load(p), by);
             let probability = exp(lanes, lanes.sub(score, lanes.splat(lse)));
@@ -542,18 +559,6 @@ fn backward_scores<L: Lanes>(
         p_rest.as_flattened_mut().fill(0.0);
         ds_rest.as_flattened_mut().fill(0.0);
     }
-}
-
-#[inline(always)]
-fn row_dot<L: Lanes>(lanes: L, a: &[f32], b: &[f32]) -> f32 {
-    let (a, a_tail) = a.as_chunks::<16>();
-    let (b, b_tail) = b.as_chunks::<16>();
-    let mut sum = lanes.zero();
-    for (a, b) in a.iter().zip(b) {
-        sum = lanes.mul_then_add(lanes.load(a), lanes.load(b), sum);
-    }
-    sum = lanes.mul_then_add(lanes.load_tail(a_tail), lanes.load_tail(b_tail), sum);
-    lanes.sum(sum)
 }
 
 /// A head's keys and values: token t's are `head_dim` elements from `t * stride` on.
@@ -575,7 +580,7 @@ fn decode_head<L: Lanes>(lanes: L, q: &[f32], cache: CachedHead<'_>, scale: f32,
         let key = |t: usize| &cache.keys[(start + t) * cache.stride..][..q.len()];
         let value = |t: usize| &cache.values[(start + t) * cache.stride..][..q.len()];
         for (t, score) in scores[0][..cols].iter_mut().enumerate() {
-            *score = row_dot(lanes, q, key(t));
+            *score = dot_lanes(lanes, q, key(t));
         }
         softmax_tile(lanes, &mut scores, cols, false, scale, &mut softmax);
         if start > 0 {
@@ -592,13 +597,15 @@ fn decode_head<L: Lanes>(lanes: L, q: &[f32], cache: CachedHead<'_>, scale: f32,
 #[inline(always)]
 fn add_scaled<L: Lanes>(lanes: L, a: f32, x: &[f32], y: &mut [f32]) {
     let a = lanes.splat(a);
-    let (x, x_tail) = x.as_chunks::<16>();
-    let (y, y_tail) = y.as_chunks_mut::<16>();
+    let (x, x_tail) = x.as_chunks::<LANES>();
+    let (y, y_tail) = y.as_chunks_mut::<LANES>();
     for (x, y) in x.iter().zip(y) {
         lanes.store(lanes.mul_then_add(a, lanes.load(x), lanes.load(y)), y);
     }
-    let tail = lanes.mul_then_add(a, lanes.load_tail(x_tail), lanes.load_tail(y_tail));
-    lanes.store_tail(tail, y_tail);
+    if !y_tail.is_empty() {
+        let tail = lanes.mul_then_add(a, lanes.load_tail(x_tail), lanes.load_tail(y_tail));
+        lanes.store_tail(tail, y_tail);
+    }
 }
 
 /// Rows that several tasks write at once, each its own columns or rows.
