@@ -147,7 +147,7 @@ fn cast(isa: Isa, sizes: &Sizes) -> Workload {
                 .chunks_exact_mut(cols)
                 .zip(gradient.chunks_exact(cols));
             for (row, (ballot, gradient)) in (0..).zip(rows) {
-                cast_votes_i8(isa, gradient, 3.0, &column_factor, &RNG, row, ballot);
+                cast_votes_i8(isa, gradient, 3.0, &column_factor, 30.0, &RNG, row, ballot);
             }
         },
     )

@@ -24,7 +24,7 @@
 //! let grad = [-30.0, 0.0, 0.0, 30.0];
 //! let mut rng = VoteRng { seed: 1, stream: 0, step: 0, tensor: 0, micro_batch: 0 };
 //! let mut ballot = [0_i8; 4];
-//! cast_votes_i8(isa, &grad, 1.0, &[1.0; 4], &rng, 0, &mut ballot);
+//! cast_votes_i8(isa, &grad, 1.0, &[1.0; 4], 100.0, &rng, 0, &mut ballot);
 //! assert_eq!(ballot, [30, 0, 0, -30]);
 //!
 //! // From zero to 1/13 takes 20 votes; what is left stays in the ballot.
@@ -58,7 +58,7 @@ mod vote;
 pub use act::{add, add_bias, gelu, gelu_backward, gelu_in_place, sum_rows};
 pub use adamw::{AdamStep, adamw, all_finite, scale, sum_squares};
 pub use attention::{AttentionShape, attention, attention_backward, attention_decode};
-pub use dense::{inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
+pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;
 pub use grid::{decode_row, decode_values, dot, matvec};
 pub use isa::{Isa, Tier};

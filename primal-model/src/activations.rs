@@ -145,10 +145,7 @@ impl Activations {
                     + 4 * (context * width + 4 * rows) as u64
                     + index,
             ),
-            (
-                "loss tiles",
-                CrossEntropyScratch::bytes(rows, vocab, width),
-            ),
+            ("loss tiles", CrossEntropyScratch::bytes(rows, vocab, width)),
         ]
     }
 

@@ -166,7 +166,7 @@ impl Default for ModelConfig {
             n_head: 6,
             width: 384,
             ff_width: 0,
-            tie_head: true,
+            tie_head: false,
             biases: false,
             grid: "prime15".to_string(),
             fine_last_block: false,
@@ -265,6 +265,7 @@ impl Config {
                 config.model.n_head = 12;
                 config.model.width = 768;
                 config.model.fine_last_block = true;
+                config.model.tie_head = true;
                 config.data.tokenizer = "gpt2".to_string();
                 config.train.steps = 500;
                 config.train.batch = 64;

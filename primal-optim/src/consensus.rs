@@ -9,8 +9,9 @@
 //!   votes) the code moves one rank and the gap is **spent** from the ballot.
 //!
 //! σ² of element (i, j) is R_i · C_j / mean(C) · c. R and C are running means of g² by row and by
-//! column. R already holds the row at hand, which bounds a vote; C is that of the step before,
-//! since a tile sees only some rows. c makes the step the same however a batch is cut: it is the
+//! column. R already holds the row at hand; C is that of the step before, since a tile sees only
+//! some rows, so a column that was silent and wakes up would vote without bound: |g|/σ is limited
+//! to `vote_clip`. c makes the step the same however a batch is cut: it is the
 //! second moment of the *mean* gradient relative to that of a micro-batch's, estimated from the
 //! summed votes: E[S²] = (Σ u)² + Σ f(1 − f), with u the expected vote and f its fraction.
 
@@ -30,8 +31,8 @@ const CAST_STREAM: u8 = 0;
 const LEAK_STREAM: u8 = 1;
 /// Votes that a ballot can hold either way.
 const MAX_VOTES: i16 = 127;
-/// Least column statistic relative to the mean: bounds the vote of a column that wakes up.
-const MIN_COLUMN: f32 = 1e-3;
+/// Least column statistic relative to the mean, against division by zero.
+const MIN_COLUMN: f32 = 1e-6;
 
 /// The state of the rule for one matrix.
 #[derive(Clone, Debug)]
@@ -144,9 +145,11 @@ impl Consensus {
 
     /// The factors of a micro-batch, copied so that the rows can be borrowed mutably beside it.
     pub(crate) fn caster(&self, ctx: &StepContext<'_>, tensor: u16, micro_batch: u16) -> Caster {
+        let unit = self.votes_per_unit(ctx) * self.noise_factor;
         Caster {
             isa: ctx.isa,
-            unit: self.votes_per_unit(ctx) * self.noise_factor,
+            unit,
+            limit: ctx.config.vote_clip * unit,
             blend: self.blend,
             rng: VoteRng {
                 seed: ctx.seed,
@@ -303,6 +306,8 @@ pub(crate) struct Caster {
     isa: primal_kernels::Isa,
     /// Votes per unit of normalised gradient, noise correction included.
     unit: f32,
+    /// Largest expected vote.
+    limit: f32,
     blend: [f32; 2],
     rng: VoteRng,
 }
@@ -339,6 +344,7 @@ impl Caster {
                     grad,
                     row_factor,
                     to.col_factor,
+                    self.limit,
                     &self.rng,
                     row_id,
                     ballot,
@@ -351,6 +357,7 @@ impl Caster {
                     grad,
                     row_factor,
                     to.col_factor,
+                    self.limit,
                     &self.rng,
                     row_id,
                     votes,

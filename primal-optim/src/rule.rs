@@ -73,6 +73,8 @@ pub struct OptimConfig {
     pub eta: f32,
     /// `consensus`: memory of the ballot in steps at full rate.
     pub tau: f32,
+    /// `consensus`: largest normalised gradient that votes in full, in standard deviations.
+    pub vote_clip: f32,
     /// `consensus`: decay of the running means of g² by row and by column.
     pub stat_decay: f32,
     /// Steps of linear warm-up of the schedule.
@@ -105,6 +107,7 @@ impl Default for OptimConfig {
             rule: Rule::Consensus,
             eta: 0.04,
             tau: 1000.0,
+            vote_clip: 3.0,
             stat_decay: 0.95,
             warmup_steps: 100,
             final_rate: 0.1,
@@ -128,6 +131,7 @@ impl OptimConfig {
         let checks = [
             ("eta", self.eta, self.eta > 0.0),
             ("tau", self.tau, self.tau >= 1.0),
+            ("vote_clip", self.vote_clip, self.vote_clip > 0.0),
             (
                 "stat_decay",
                 self.stat_decay,

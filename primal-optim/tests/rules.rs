@@ -8,7 +8,13 @@ use primal_optim::{
 use proptest::prelude::*;
 
 fn spec(rule: Rule, grid: Option<&Grid>, many: bool) -> WeightSpec<'_> {
-    WeightSpec { rule, grid, std: 0.1, scale_per_std: 3.5, many_micro_batches: many }
+    WeightSpec {
+        rule,
+        grid,
+        std: 0.1,
+        scale_per_std: 3.5,
+        many_micro_batches: many,
+    }
 }
 
 /// Deterministic noise in [-1, 1).
@@ -63,7 +69,11 @@ fn error(weight: &Weight) -> f32 {
     let (rows, cols) = (weight.rows(), weight.cols());
     let mut now = vec![0.0; rows * cols];
     primal_kernels::fill_rows(Isa::best(), weight, 0..rows, &mut now);
-    let sum: f32 = now.iter().enumerate().map(|(i, w)| (w - target(i)).powi(2)).sum();
+    let sum: f32 = now
+        .iter()
+        .enumerate()
+        .map(|(i, w)| (w - target(i)).powi(2))
+        .sum();
     (sum / now.len() as f32).sqrt()
 }
 
@@ -115,10 +125,19 @@ fn one_and_two_threads_reach_the_same_state() {
         for grid in [Grid::prime(), Grid::fine()] {
             for micro_batches in [1, 3] {
                 let states = [1, 2, 3].map(|threads| {
-                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let pool = rayon::ThreadPoolBuilder::new()
+                        .num_threads(threads)
+                        .build()
+                        .unwrap();
                     pool.install(|| {
-                        let config = OptimConfig { rule, ..Default::default() };
-                        let run = Run { config: &config, micro_batches };
+                        let config = OptimConfig {
+                            rule,
+                            ..Default::default()
+                        };
+                        let run = Run {
+                            config: &config,
+                            micro_batches,
+                        };
                         let mut weight = weight(rule, (200, 37), Some(&grid), micro_batches > 1);
                         for step in 0..8 {
                             run.step(&mut weight, step, 0.5);
@@ -126,7 +145,11 @@ fn one_and_two_threads_reach_the_same_state() {
                         state(&weight)
                     })
                 });
-                assert!(states[0] == states[1] && states[0] == states[2], "{rule} {} {micro_batches}", grid.id());
+                assert!(
+                    states[0] == states[1] && states[0] == states[2],
+                    "{rule} {} {micro_batches}",
+                    grid.id()
+                );
             }
         }
     }
@@ -136,8 +159,14 @@ fn one_and_two_threads_reach_the_same_state() {
 fn a_reloaded_state_goes_on_bit_for_bit() {
     for rule in Rule::ALL {
         let grid = Grid::prime();
-        let config = OptimConfig { rule, ..Default::default() };
-        let run = Run { config: &config, micro_batches: 2 };
+        let config = OptimConfig {
+            rule,
+            ..Default::default()
+        };
+        let run = Run {
+            config: &config,
+            micro_batches: 2,
+        };
         let mut first = weight(rule, (70, 33), Some(&grid), true);
         for step in 0..5 {
             run.step(&mut first, step, 0.5);
@@ -158,10 +187,24 @@ fn a_reloaded_state_goes_on_bit_for_bit() {
 
 #[test]
 fn a_gradient_that_is_not_finite_casts_no_vote() {
-    for (rule, bad) in [(Rule::Consensus, f32::NAN), (Rule::Consensus, f32::INFINITY), (Rule::Adamw, f32::NAN)] {
+    for (rule, bad) in [
+        (Rule::Consensus, f32::NAN),
+        (Rule::Consensus, f32::INFINITY),
+        (Rule::Adamw, f32::NAN),
+    ] {
         let grid = Grid::prime();
-        let config = OptimConfig { rule, ..Default::default() };
-        let ctx = StepContext { isa: Isa::best(), config: &config, seed: 1, step: 0, rate: 1.0, micro_batches: 2 };
+        let config = OptimConfig {
+            rule,
+            ..Default::default()
+        };
+        let ctx = StepContext {
+            isa: Isa::best(),
+            config: &config,
+            seed: 1,
+            step: 0,
+            rate: 1.0,
+            micro_batches: 2,
+        };
         let mut weight = weight(rule, (70, 8), Some(&grid), true);
         let before = state(&weight);
         weight.begin_step(&ctx);
@@ -182,17 +225,30 @@ fn a_gradient_that_is_not_finite_casts_no_vote() {
 fn votes_learn_and_frozen_codes_do_not() {
     let grid = Grid::prime();
     let reached = |rule| {
-        let config = OptimConfig { rule, eta: 0.02, ..Default::default() };
-        let run = Run { config: &config, micro_batches: 1 };
+        let config = OptimConfig {
+            rule,
+            eta: 0.02,
+            ..Default::default()
+        };
+        let run = Run {
+            config: &config,
+            micro_batches: 1,
+        };
         let mut weight = weight(rule, (64, 64), Some(&grid), false);
         let flips: u64 = (0..300).map(|step| run.step(&mut weight, step, 0.3)).sum();
         (error(&weight), flips)
     };
-    let (start, _) = (error(&weight(Rule::Consensus, (64, 64), Some(&grid), false)), ());
+    let (start, _) = (
+        error(&weight(Rule::Consensus, (64, 64), Some(&grid), false)),
+        (),
+    );
     let (consensus, flips) = reached(Rule::Consensus);
     let (frozen, no_flips) = reached(Rule::Frozen);
     assert!(consensus < 0.4 * start, "{consensus} from {start}");
-    assert!(flips > 0 && no_flips == 0 && frozen > 2.0 * consensus, "{frozen} {flips} {no_flips}");
+    assert!(
+        flips > 0 && no_flips == 0 && frozen > 2.0 * consensus,
+        "{frozen} {flips} {no_flips}"
+    );
     assert!(reached(Rule::Classic).1 > 0);
     assert!(reached(Rule::Shadow).0 < 0.5 * start);
 }
@@ -202,13 +258,22 @@ fn the_step_does_not_depend_on_how_a_batch_is_cut() {
     // Pure noise of the same variance per batch, as one piece and as eight: what the votes add up
     // to must have the same size.
     let grid = Grid::prime();
-    let config = OptimConfig { tau: 1e6, ..Default::default() };
+    let config = OptimConfig {
+        tau: 1e6,
+        ..Default::default()
+    };
     let spread = |micro_batches: u16| {
-        let run = Run { config: &config, micro_batches };
+        let run = Run {
+            config: &config,
+            micro_batches,
+        };
         let mut weight = weight(Rule::Consensus, (64, 64), Some(&grid), micro_batches > 1);
         let flips: u64 = (0..60).map(|step| run.step(&mut weight, step, 30.0)).sum();
         flips as f64
     };
     let (whole, cut) = (spread(1), spread(8));
-    assert!((cut / whole - 1.0).abs() < 0.1, "{whole} flips in one piece, {cut} in eight");
+    assert!(
+        (cut / whole - 1.0).abs() < 0.1,
+        "{whole} flips in one piece, {cut} in eight"
+    );
 }

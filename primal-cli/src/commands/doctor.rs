@@ -177,6 +177,7 @@ impl Outcome {
                 gradient,
                 90.0,
                 &column_factor,
+                200.0,
                 &rng,
                 index as u32,
                 ballot,

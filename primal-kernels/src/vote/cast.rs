@@ -40,14 +40,14 @@ pub fn gradient_row_stats(
 /// What casting sums over a row.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct CastStats {
-    /// Sum of u^2, the squared steps in units of a vote (after the limit of 32767).
+    /// Sum of u^2, the squared steps in units of a vote, after the limit.
     pub sum_u_sq: f32,
     /// Sum of f (1 - f) with f the fraction of |u|: the variance that rounding adds.
     pub sum_rounding_var: f32,
 }
 
 /// Casts a row's votes into its ballot. u = -(grad * row_factor) * column_factor in votes,
-/// limited to +-32767, NaN as 0; the vote is sign(u) * floor(|u| + r) with r = [`crate::uniform16`] /
+/// limited to +-`limit` (at most 32767), NaN as 0; the vote is sign(u) * floor(|u| + r) with r = [`crate::uniform16`] /
 /// 65536, exactly (fractions of |u| below 1/65536 are dropped). `ballot += vote`, saturating at
 /// +-127. All slices are (cols).
 ///
@@ -58,6 +58,7 @@ pub fn cast_votes_i8(
     grad: &[f32],
     row_factor: f32,
     column_factor: &[f32],
+    limit: f32,
     rng: &VoteRng,
     row: u32,
     ballot: &mut [i8],
@@ -70,7 +71,7 @@ pub fn cast_votes_i8(
     );
     dispatch!(
         isa,
-        cast_lanes(grad, row_factor, column_factor, rng, row, ballot)
+        cast_lanes(grad, row_factor, column_factor, limit, rng, row, ballot)
     )
 }
 
@@ -83,6 +84,7 @@ pub fn cast_votes_i16(
     grad: &[f32],
     row_factor: f32,
     column_factor: &[f32],
+    limit: f32,
     rng: &VoteRng,
     row: u32,
     votes: &mut [i16],
@@ -95,7 +97,7 @@ pub fn cast_votes_i16(
     );
     dispatch!(
         isa,
-        cast_lanes(grad, row_factor, column_factor, rng, row, votes)
+        cast_lanes(grad, row_factor, column_factor, limit, rng, row, votes)
     )
 }
 
@@ -174,6 +176,7 @@ fn cast_lanes<L: Lanes, S: VoteSum>(
     grad: &[f32],
     row_factor: f32,
     column_factor: &[f32],
+    limit: f32,
     rng: &VoteRng,
     row: u32,
     target: &mut [S],
@@ -181,6 +184,7 @@ fn cast_lanes<L: Lanes, S: VoteSum>(
     let draws = Draws::new(rng, row);
     let mut caster = Caster {
         row_factor: lanes.splat(row_factor),
+        limit: lanes.splat(limit.min(32767.0)),
         sum_u_sq: lanes.zero(),
         sum_rounding_var: lanes.zero(),
     };
@@ -217,6 +221,7 @@ fn cast_lanes<L: Lanes, S: VoteSum>(
 /// The state of casting one row.
 struct Caster<L: Lanes> {
     row_factor: L::F,
+    limit: L::F,
     sum_u_sq: L::F,
     sum_rounding_var: L::F,
 }
@@ -233,10 +238,7 @@ impl<L: Lanes> Caster<L> {
     ) {
         let minus_u = lanes.mul(lanes.mul(grad, self.row_factor), column_factor);
         // `max` gives its second argument for NaN: no vote.
-        let size = lanes.min(
-            lanes.max(lanes.abs(minus_u), lanes.zero()),
-            lanes.splat(32767.0),
-        );
+        let size = lanes.min(lanes.max(lanes.abs(minus_u), lanes.zero()), self.limit);
         self.sum_u_sq = lanes.mul_then_add(size, size, self.sum_u_sq);
 
         // |u| in 16.16 fixed point: below 2^31 even with the uniform added.
