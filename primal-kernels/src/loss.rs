@@ -78,7 +78,7 @@ impl Running {
     };
 }
 
-/// losses = −ln softmax(x headᵀ)[target] for every row, in nats; 0 where the target is
+/// losses = −ln of the target's share of softmax(x headᵀ) for every row, in nats; 0 where the target is
 /// [`IGNORED`].
 ///
 /// `x` is (n, C), `head` (V, C), `targets`, `losses` and `lse` (n); `lse` receives the logarithm
