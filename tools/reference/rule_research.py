@@ -136,15 +136,17 @@ class GridMatrix(nn.Module):
         if args.row_max:
             row_sq = torch.maximum(row_sq, row)
         correction = self.correction()
-        sigma_sq = row_sq * column_sq / (column_sq.mean() + TINY) * correction
+        column_share = (column_sq / (column_sq.mean() + TINY)).clamp_min(args.min_column)
+        sigma_sq = row_sq * column_share * correction
         self.unit = (args.eta * vote_rate / (QUANTUM * args.pieces)) / (sigma_sq + TINY).sqrt()
         u = -grad * self.unit
         if args.clip > 0:
             limit = args.clip * args.eta * vote_rate / (QUANTUM * args.pieces) / correction.sqrt()
             u = u.clamp(-limit, limit)
-        self.votes += torch.floor(u + torch.rand(u.shape, generator=rng))
-        fraction = u.abs().frac()
-        rounding = fraction * (1 - fraction)
+        fine = 2 ** args.vote_fraction_bits
+        self.votes += torch.floor(u * fine + torch.rand(u.shape, generator=rng)) / fine
+        fraction = (u.abs() * fine).frac()
+        rounding = fraction * (1 - fraction) / fine ** 2
         dims = 1 if args.correction == "row" else (0, 1)
         if args.stats == "summed":
             self.rounding = self.rounding + rounding
@@ -173,6 +175,8 @@ class GridMatrix(nn.Module):
             self.sum_sq.push(self.votes.pow(2).sum(dims, keepdim=True) - self.rounding)
             self.piece_sq.push(self.vote_sq * args.pieces)
         self.piece_rows, self.piece_columns, self.rounding, self.vote_sq = [], [], 0.0, 0.0
+        if args.vote_fraction_bits:
+            self.votes = torch.floor(self.votes + torch.rand(self.votes.shape, generator=rng))
         noise = torch.rand(self.ballot.shape, generator=rng)
         leak = vote_rate / args.tau
         if args.count == "prototype":   # leak, add, real thresholds, round what is left
@@ -328,8 +332,11 @@ def parse_args():
         help="current: with this batch's rows and columns; lagged: columns one step late; "
              "summed: of the mean gradient, estimated from the summed votes")
     add("--row-max", action="store_true", help="a row's own mean square when it exceeds the running mean")
+    add("--min-column", type=float, default=0.0, help="least column statistic, as a fraction of their mean")
     add("--clip", type=float, default=0.0, help="clip a piece's gradient to this many of its own sigma; 0 is off")
     add("--pieces", type=int, default=1, help="micro-batches that a step's batch is cut into")
+    add("--vote-fraction-bits", type=int, default=0,
+        help="pieces vote in 2^-bits of a vote, and the sum is rounded to whole votes once a step")
     add("--correction", choices=["none", "fixed", "matrix", "row"], default="matrix",
         help="variance of the mean gradient as a fraction of a piece's: 1, 1/pieces, or measured from the votes")
     add("--correction-decay", type=float, default=0.95)
