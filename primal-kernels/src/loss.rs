@@ -78,8 +78,8 @@ impl Running {
     };
 }
 
-/// losses = −ln of the target's share of softmax(x headᵀ) for every row, in nats; 0 where the target is
-/// [`IGNORED`].
+/// losses = −ln of the target's share of softmax(x headᵀ) for every row, in nats; 0 where the
+/// target is [`IGNORED`].
 ///
 /// `x` is (n, C), `head` (V, C), `targets`, `losses` and `lse` (n); `lse` receives the logarithm
 /// of the softmax's denominator, for the backward pass. Pieces of `piece_rows` rows give the same
