@@ -732,6 +732,7 @@ mod tests {
             ("optim.tau=0", "optim.tau"),
         ] {
             let mut config = Config::default();
+            config.model.tie_head = true;
             config.set(assignment).unwrap();
             let error = config.validate().unwrap_err().to_string();
             assert!(error.contains(key), "{assignment}: {error}");

@@ -1,0 +1,178 @@
+//! Whole training runs, tiny: what must hold for every one of them.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use primal_model::ModelError;
+use primal_model::config::{Config, Rule};
+use primal_model::train::{Event, Summary, Trainer};
+
+/// A text with structure, long enough for a few windows.
+fn corpus(folder: &Path) -> std::path::PathBuf {
+    let path = folder.join("text.txt");
+    let text: String = (0..400)
+        .map(|i| format!("line {i}: the square of {i} is {}.\n", i * i))
+        .collect();
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn config(folder: &Path, run: &str, changes: &[&str]) -> Config {
+    let mut config = Config::preset("shakespeare-char").unwrap();
+    config.data.train = vec![corpus(folder)];
+    config.train.run = folder.join(run);
+    let tiny = [
+        "model.width=32",
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.context=16",
+        "train.steps=12",
+        "train.batch=8",
+        "train.eval_every=0",
+        "train.save_every=0",
+        "train.eval_tokens=256",
+        "optim.warmup_steps=4",
+    ];
+    for change in tiny.iter().chain(changes) {
+        config.set(change).unwrap();
+    }
+    config
+}
+
+fn finish(config: Config) -> Summary {
+    Trainer::new(config)
+        .unwrap()
+        .run(&mut |_| ControlFlow::Continue(()))
+        .unwrap()
+}
+
+#[test]
+fn threads_passes_and_recomputation_change_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for rule in Rule::ALL {
+        for cut in ["train.micro_batches=1", "train.micro_batches=8"] {
+            let hash = |name: &str, changes: &[&str]| {
+                let rule = format!("optim.rule={rule}");
+                let mut all = vec![rule.as_str(), cut, "model.fine_last_block=true"];
+                all.extend(changes);
+                let run = format!("{rule}-{cut}-{name}");
+                finish(config(folder.path(), &run, &all)).done.state_hash
+            };
+            let plain = hash("plain", &["train.threads=1"]);
+            assert_eq!(plain, hash("threads", &["train.threads=2"]), "{rule} {cut}");
+            assert_eq!(
+                plain,
+                hash("recompute", &["train.recompute=1"]),
+                "{rule} {cut}"
+            );
+            if cut.ends_with('8') {
+                for passes in ["2", "8"] {
+                    let key = format!("train.micro_batches_per_pass={passes}");
+                    assert_eq!(plain, hash(&key, &[&key]), "{rule} {cut} {key}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stopped_run_resumes_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for rule in Rule::ALL {
+        let rule = format!("optim.rule={rule}");
+        let changes = |more: &'static str| {
+            [
+                rule.clone(),
+                more.to_string(),
+                "train.micro_batches=2".to_string(),
+            ]
+        };
+        let build = |run: &str, more| {
+            let changes = changes(more);
+            let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+            config(folder.path(), &format!("{rule}-{run}"), &changes)
+        };
+        let whole = finish(build("whole", "train.threads=1"));
+        let mut trainer = Trainer::new(build("stopped", "train.threads=1")).unwrap();
+        let stopped = trainer
+            .run(&mut |event| match event {
+                Event::Step(row) if row.step == 5 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })
+            .unwrap();
+        assert!(stopped.interrupted && stopped.done.steps == 5);
+        let resumed = Trainer::resume(build("stopped", "train.threads=2"))
+            .unwrap()
+            .run(&mut |_| ControlFlow::Continue(()))
+            .unwrap();
+        assert_eq!(whole.done.state_hash, resumed.done.state_hash, "{rule}");
+        assert_eq!(whole.done.val_loss, resumed.done.val_loss, "{rule}");
+
+        let other = build("stopped", "model.init_std=0.1");
+        assert!(matches!(
+            Trainer::resume(other),
+            Err(ModelError::ConfigChanged { .. })
+        ));
+    }
+    let again = config(folder.path(), "optim.rule=consensus-whole", &[]);
+    assert!(matches!(Trainer::new(again), Err(ModelError::RunExists(_))));
+}
+
+#[test]
+fn a_gradient_that_is_not_a_number_skips_the_step_and_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    for cut in ["train.micro_batches=1", "train.micro_batches=2"] {
+        let mut trainer = Trainer::new(config(folder.path(), cut, &[cut])).unwrap();
+        trainer.poison_gradient_at(6);
+        let mut skipped = Vec::new();
+        let summary = trainer
+            .run(&mut |event| {
+                if let Event::Skipped { step, total } = event {
+                    skipped.push((step, total));
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(skipped, [(7, 1)]);
+        assert_eq!(summary.skipped_steps, 1);
+        assert!(summary.done.val_loss.is_finite() && summary.done.skipped_steps == 1);
+        let metrics =
+            std::fs::read_to_string(folder.path().join(cut).join("metrics.jsonl")).unwrap();
+        assert!(metrics.contains("skipped"), "{metrics}");
+    }
+}
+
+#[test]
+fn one_batch_can_be_learned_by_heart() {
+    let folder = tempfile::tempdir().unwrap();
+    // 33 characters: windows of 32 with one start only, so every step sees the same sequence.
+    let text = folder.path().join("short.txt");
+    std::fs::write(&text, "pack my box with five dozen jugs.").unwrap();
+    for rule in ["consensus", "adamw"] {
+        let rule = format!("optim.rule={rule}");
+        let mut config = config(
+            folder.path(),
+            &rule,
+            &[
+                &rule,
+                "model.context=32",
+                "train.batch=1",
+                "train.steps=400",
+                "optim.warmup_steps=20",
+            ],
+        );
+        config.data.train = vec![text.clone()];
+        config.data.val = vec![text.clone()];
+        let mut last = f64::NAN;
+        Trainer::new(config)
+            .unwrap()
+            .run(&mut |event| {
+                if let Event::Step(row) = event {
+                    last = row.train_loss;
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert!(last < 0.1, "{rule}: {last}");
+    }
+}
