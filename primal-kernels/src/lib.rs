@@ -43,6 +43,7 @@
 mod act;
 mod adamw;
 mod attention;
+mod counting;
 mod dense;
 mod error;
 mod grid;
@@ -58,6 +59,7 @@ mod vote;
 pub use act::{add, add_bias, gelu, gelu_backward, gelu_in_place, sum_rows};
 pub use adamw::{AdamStep, adamw, all_finite, scale, sum_squares};
 pub use attention::{AttentionShape, attention, attention_backward, attention_decode};
+pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;
 pub use grid::{decode_row, decode_values, dot, matvec};

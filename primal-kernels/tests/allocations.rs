@@ -1,38 +1,11 @@
 //! Batch kernels allocate nothing once they are warm; what the `gemm` crate allocates is told
 //! apart.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use primal_kernels as kernels;
-use primal_kernels::{AttentionShape, CrossEntropyScratch, DenseRows, Isa};
-
-struct Counting;
-
-static OURS: AtomicUsize = AtomicUsize::new(0);
-static OF_GEMM: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let counter = if kernels::inside_gemm() {
-            &OF_GEMM
-        } else {
-            &OURS
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise, handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise, handed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use primal_kernels::{AttentionShape, CountingAllocator, CrossEntropyScratch, DenseRows, Isa};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 #[test]
 fn warm_kernels_allocate_nothing() {
@@ -126,15 +99,10 @@ fn warm_kernels_allocate_nothing() {
         .unwrap();
     pool.install(|| {
         step();
-        let (ours, of_gemm) = (
-            OURS.load(Ordering::Relaxed),
-            OF_GEMM.load(Ordering::Relaxed),
-        );
+        let (ours, of_gemm) = ALLOCATOR.counts();
         step();
-        assert_eq!(OURS.load(Ordering::Relaxed), ours, "allocations of ours");
-        assert!(
-            OF_GEMM.load(Ordering::Relaxed) > of_gemm,
-            "the library's are seen apart"
-        );
+        let (ours_after, of_gemm_after) = ALLOCATOR.counts();
+        assert_eq!(ours_after, ours, "allocations of ours");
+        assert!(of_gemm_after > of_gemm, "the library's are seen apart");
     });
 }

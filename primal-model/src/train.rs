@@ -277,6 +277,20 @@ impl Trainer {
         })
     }
 
+    /// Makes `steps` steps at the peak rate without evaluating, logging or saving; for
+    /// benchmarks. Returns how many were not skipped.
+    pub fn bare_steps(&mut self, steps: u32) -> u32 {
+        let pool = Arc::clone(&self.pool);
+        pool.install(|| {
+            let mut made = 0;
+            for _ in 0..steps {
+                made += u32::from(matches!(self.step(1.0), Outcome::Made { .. }));
+                self.position.step += 1;
+            }
+            made
+        })
+    }
+
     /// One optimizer step: every micro-batch forward and backward, then the count.
     fn step(&mut self, rate: f32) -> Outcome {
         let train = &self.config.train;
