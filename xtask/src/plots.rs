@@ -89,6 +89,7 @@ pub fn grid_use(inspected: &Value, to: &Path) -> Result<()> {
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..layers.len() as f64, 0.0..100.0)
         .map_err(drawing)?;
+    let chart_width = chart.plotting_area().dim_in_pixel().0 as i32;
     let label = |position: &f64| {
         let layer = layers.get(position.floor() as usize);
         layer
@@ -100,6 +101,8 @@ pub fn grid_use(inspected: &Value, to: &Path) -> Result<()> {
         .disable_x_mesh()
         .x_labels(layers.len() + 1)
         .x_label_formatter(&label)
+        .x_label_offset(chart_width / (2 * layers.len() as i32))
+        .y_label_formatter(&|share| format!("{share:.0}"))
         .y_desc("per cent")
         .light_line_style(WHITE)
         .draw()
