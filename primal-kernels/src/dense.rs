@@ -19,7 +19,7 @@ const CHUNK_DEPTH: usize = 256;
 
 /// Memory that the `gemm` crate takes on a thread that multiplies: a slab of the size of the L2
 /// cache and packed operands. Measured with 2 MiB of L2 and widths up to 3072.
-pub const GEMM_BYTES_PER_THREAD: u64 = 4 << 20;
+pub const GEMM_BYTES_PER_THREAD: u64 = 5 << 19;
 
 thread_local! {
     static GEMM_DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -37,7 +37,6 @@ pub fn inside_gemm() -> bool {
 ///
 /// # Panics
 /// If a length does not match its shape or a size is 0 (n may be).
-#[expect(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub fn matmul_nt(
     x: &[f32],
     w: &[f32],
@@ -59,7 +58,6 @@ pub fn matmul_nt(
 ///
 /// # Panics
 /// If a length does not match its shape or a size is 0 (n may be).
-#[expect(clippy::too_many_arguments, reason = "three matrices and their shapes")]
 pub fn matmul_nn(
     dy: &[f32],
     w: &[f32],

@@ -88,7 +88,6 @@ impl Running {
 /// # Panics
 /// If a length does not match, a target is neither below V nor [`IGNORED`], or `scratch` is too
 /// small.
-#[expect(clippy::too_many_arguments, reason = "a loss has this many operands")]
 pub fn cross_entropy_forward(
     isa: Isa,
     x: &[f32],
@@ -151,7 +150,6 @@ pub fn cross_entropy_forward(
 ///
 /// # Panics
 /// As [`cross_entropy_forward`]; also if `tile` is longer than [`VOCAB_TILE`].
-#[expect(clippy::too_many_arguments, reason = "a loss has this many operands")]
 pub fn cross_entropy_backward_tile<'s>(
     isa: Isa,
     x: &[f32],

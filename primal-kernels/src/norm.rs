@@ -16,7 +16,6 @@ const CHUNK_ROWS: usize = 32;
 ///
 /// # Panics
 /// If a length does not match.
-#[expect(clippy::too_many_arguments, reason = "a norm has this many operands")]
 pub fn layer_norm(
     isa: Isa,
     x: &[f32],
@@ -55,7 +54,6 @@ pub fn layer_norm(
 ///
 /// # Panics
 /// If a length does not match.
-#[expect(clippy::too_many_arguments, reason = "a norm has this many operands")]
 pub fn layer_norm_backward(
     isa: Isa,
     dy: &[f32],

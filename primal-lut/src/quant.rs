@@ -76,10 +76,6 @@ impl QuantMatrix {
     /// # Errors
     /// [`LutError::Shape`], [`LutError::Length`]; [`LutError::InvalidCode`] with the position of
     /// the first code that the grid does not have; [`LutError::Padding`]; [`LutError::Scale`].
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the parts of the stored form, all needed"
-    )]
     pub fn from_planes(
         grid: &Grid,
         rows: usize,

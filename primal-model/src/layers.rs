@@ -153,10 +153,6 @@ impl Linear {
 
     /// dx (n, in) = dy (n, out) W, then votes or gradients of W and b, micro-batch by
     /// micro-batch. Returns false if a gradient was not finite.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a backward pass has this many operands"
-    )]
     pub(crate) fn backward(
         &mut self,
         ctx: &StepContext<'_>,

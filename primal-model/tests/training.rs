@@ -1,5 +1,7 @@
 //! Whole training runs, tiny: what must hold for every one of them.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
 use std::ops::ControlFlow;
 use std::path::Path;
 

@@ -23,6 +23,7 @@ use primal_kernels::{
 use primal_lut::{Grid, QuantMatrix, TensorFile};
 
 use crate::tiles::{SplitRows, TILE_ROWS, cut, for_each_tile};
+use crate::weight::GradientRow;
 use crate::{OptimError, StateVisitor, StepContext};
 
 /// Random stream of the cast.
@@ -313,35 +314,31 @@ pub(crate) struct Caster {
 }
 
 impl Caster {
-    /// `grad` is dL/dW of the row, `values` its grid values, `scale` its scale.
-    pub(crate) fn cast(
-        &self,
-        row: usize,
-        grad: &[f32],
-        values: &[f32],
-        scale: f32,
-        to: &mut VoteRows<'_>,
-    ) {
-        let i = row - to.first_row;
+    /// Casts the votes of a row. Refuses one whose squares are not finite.
+    pub(crate) fn cast(&self, row: &GradientRow<'_>, to: &mut VoteRows<'_>) -> bool {
+        let i = row.row - to.first_row;
         let tile = i / TILE_ROWS;
         let cols = to.cols;
         let col_sq = &mut to.tile_col[tile * cols..(tile + 1) * cols];
-        let stats = gradient_row_stats(self.isa, grad, values, scale, col_sq);
+        let stats = gradient_row_stats(self.isa, row.grad, row.values, row.scale, col_sq);
+        if !stats.sum_sq.is_finite() {
+            return false;
+        }
         let row_sq = stats.sum_sq / cols as f32;
         to.row_sum[i] += row_sq;
         let scale_sq = self.blend[0] * to.row_mean[i] + self.blend[1] * row_sq;
         if scale_sq <= 0.0 {
-            return;
+            return true;
         }
-        let row_factor = scale * self.unit / scale_sq.sqrt();
+        let row_factor = row.scale * self.unit / scale_sq.sqrt();
         let elements = i * cols..(i + 1) * cols;
-        let row_id = row as u32;
+        let row_id = row.row as u32;
         let cast = match &mut to.target {
             Target::Ballot(ballot) => {
                 let ballot = &mut ballot[elements];
                 cast_votes_i8(
                     self.isa,
-                    grad,
+                    row.grad,
                     row_factor,
                     to.col_factor,
                     self.limit,
@@ -354,7 +351,7 @@ impl Caster {
                 let votes = &mut votes[elements];
                 cast_votes_i16(
                     self.isa,
-                    grad,
+                    row.grad,
                     row_factor,
                     to.col_factor,
                     self.limit,
@@ -367,6 +364,7 @@ impl Caster {
         let slot = &mut to.tile_cast[tile];
         slot.sum_u_sq += cast.sum_u_sq;
         slot.sum_rounding_var += cast.sum_rounding_var;
+        true
     }
 }
 

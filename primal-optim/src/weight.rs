@@ -68,7 +68,7 @@ enum Learner {
     },
     Consensus {
         scales: AdamState,
-        rule: Consensus,
+        rule: Box<Consensus>,
     },
     /// A float latent matrix behind the grid.
     Shadow {
@@ -122,7 +122,7 @@ impl Weight {
                     }
                     Rule::Consensus | Rule::Adamw => Learner::Consensus {
                         scales,
-                        rule: Consensus::new(grid, rows, cols, spec.many_micro_batches),
+                        rule: Box::new(Consensus::new(grid, rows, cols, spec.many_micro_batches)),
                     },
                 };
                 (Values::Grid(matrix), learner)
@@ -236,7 +236,7 @@ impl Weight {
                     grad: &mut scales.grad[rows],
                 };
                 for_each_tile(tiles, &|tile: ScaleRows<'_>| {
-                    tile.accumulate(ctx.isa, matrix, make, &mut |_, _, _, _| {})
+                    tile.accumulate(ctx.isa, matrix, make, |_| true)
                 })
             }
             (Values::Grid(matrix), Learner::Classic { scales, rule }) => {
@@ -252,10 +252,11 @@ impl Weight {
                 );
                 for_each_tile(tiles, &|(tile, kept): (ScaleRows<'_>, GradRows<'_>)| {
                     let mut kept_rows = kept.grad.chunks_exact_mut(cols);
-                    tile.accumulate(ctx.isa, matrix, make, &mut |_, grad, _, _| {
-                        if let Some(row) = kept_rows.next() {
-                            row.copy_from_slice(grad);
+                    tile.accumulate(ctx.isa, matrix, make, |row| {
+                        if let Some(kept) = kept_rows.next() {
+                            kept.copy_from_slice(row.grad);
                         }
+                        true
                     })
                 })
             }
@@ -269,9 +270,7 @@ impl Weight {
                     rule.rows(rows),
                 );
                 for_each_tile(tiles, &|(tile, mut votes)| {
-                    tile.accumulate(ctx.isa, matrix, make, &mut |row, grad, values, scale| {
-                        caster.cast(row, grad, values, scale, &mut votes);
-                    })
+                    tile.accumulate(ctx.isa, matrix, make, |row| caster.cast(&row, &mut votes))
                 })
             }
             (_, Learner::Shadow { adam, .. } | Learner::Dense { adam }) => {
@@ -577,6 +576,16 @@ fn snap_latent(latent: &[f32], scale_per_std: f32, matrix: &mut QuantMatrix) -> 
     before.iter().zip(matrix.nibbles()).map(moved).sum()
 }
 
+/// One row of a weight gradient, with what it takes to vote on it.
+pub(crate) struct GradientRow<'a> {
+    pub(crate) row: usize,
+    /// (cols) dL/dW.
+    pub(crate) grad: &'a [f32],
+    /// (cols) grid values of the row, no scale.
+    pub(crate) values: &'a [f32],
+    pub(crate) scale: f32,
+}
+
 /// Scale gradients of a range of rows.
 struct ScaleRows<'a> {
     first_row: usize,
@@ -585,14 +594,14 @@ struct ScaleRows<'a> {
 
 impl ScaleRows<'_> {
     /// Makes the tile's gradient, adds dL/ds = Σ_j dL/dW_ij · grid[code_ij] of each row and hands
-    /// (row, dL/dW row, grid values of the row, scale) to `each`. Returns the rows whose gradient
-    /// is not finite; `each` does not see those.
+    /// the row to `each`, which may refuse it. Returns the rows refused or not finite; `each` does not
+    /// see the latter.
     fn accumulate(
         self,
         isa: Isa,
         matrix: &QuantMatrix,
         make: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
-        each: &mut dyn FnMut(usize, &[f32], &[f32], f32),
+        mut each: impl FnMut(GradientRow<'_>) -> bool,
     ) -> u32 {
         let cols = matrix.cols();
         let n_rows = self.grad.len();
@@ -612,12 +621,18 @@ impl ScaleRows<'_> {
                     values,
                 );
                 let dot = primal_kernels::dot(isa, grad, values);
-                if !dot.is_finite() || !primal_kernels::all_finite(isa, grad) {
+                let finite = dot.is_finite() && primal_kernels::all_finite(isa, grad);
+                let row = GradientRow {
+                    row,
+                    grad,
+                    values,
+                    scale: matrix.scales()[row],
+                };
+                if finite && each(row) {
+                    self.grad[i] += dot;
+                } else {
                     bad += 1;
-                    continue;
                 }
-                self.grad[i] += dot;
-                each(row, grad, values, matrix.scales()[row]);
             }
             bad
         })

@@ -1,3 +1,5 @@
+//! Attention against a plain oracle in f64, finite differences, and itself on every tier.
+
 use super::*;
 use crate::test_support::{
     assert_close, assert_close_at, differences, noise, on_one_and_two_threads,

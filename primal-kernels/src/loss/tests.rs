@@ -1,3 +1,5 @@
+//! The tiled loss against a plain oracle in f64, finite differences, and itself cut into pieces.
+
 use super::*;
 use crate::rows::DenseRows;
 use crate::test_support::{

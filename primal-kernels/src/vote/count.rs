@@ -74,7 +74,6 @@ pub struct CountStats {
 ///
 /// # Panics
 /// If the lengths do not agree, `leak_q24` is above 2^24 or a field of `rng` is out of its range.
-#[allow(clippy::too_many_arguments)]
 pub fn count_row(
     isa: Isa,
     nibbles: &mut [u8],
