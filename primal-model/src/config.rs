@@ -706,7 +706,7 @@ mod tests {
             "model.width=768",
             "train.seed=2",
             "train.batch=32",
-            "optim.eta=0.02",
+            "optim.eta=0.05",
         ] {
             let key = fixed.split('=').next().unwrap();
             assert!(check(fixed).unwrap_err().contains(key), "{fixed}");
