@@ -8,7 +8,7 @@
 //! - **Weights on a grid**: [`decode_row`], [`matvec`], [`fill_rows`] over [`MatrixRows`].
 //! - **Votes**: [`cast_votes_i8`] draws them from a gradient, [`count_row`] counts a ballot and
 //!   flips codes; random numbers are a function of their place ([`VoteRng`], [`uniform16`]).
-//! - **Layers**: [`matmul_nt`], [`attention`], [`layer_norm`], [`gelu`],
+//! - **Layers**: [`matmul_nt`], [`attention`], [`norm()`], [`rotate`], [`gelu`], [`swiglu`],
 //!   [`cross_entropy_forward`] and their backward passes.
 //! - **Float part**: [`adamw`].
 //!
@@ -51,7 +51,9 @@ mod isa;
 mod lanes;
 mod loss;
 mod norm;
+mod rope;
 mod rows;
+mod swiglu;
 #[cfg(test)]
 mod test_support;
 mod vote;
@@ -68,8 +70,10 @@ pub use loss::{
     CrossEntropyScratch, IGNORED, VOCAB_TILE, cross_entropy_backward_tile, cross_entropy_forward,
     vocab_tiles,
 };
-pub use norm::{layer_norm, layer_norm_backward};
+pub use norm::{NormKind, norm, norm_backward};
+pub use rope::rotate;
 pub use rows::{DenseRows, MatrixRows, fill_rows};
+pub use swiglu::{swiglu, swiglu_backward};
 pub use vote::{
     CastStats, CountStats, FlipTable, RowStats, VoteRng, cast_votes_i8, cast_votes_i16,
     count_classic_row, count_row, gradient_row_stats, philox4x32, uniform16,

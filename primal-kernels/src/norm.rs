@@ -1,4 +1,4 @@
-//! Layer normalisation, forward and backward.
+//! Layer and root-mean-square normalisation, forward and backward.
 
 use rayon::prelude::*;
 
@@ -9,15 +9,26 @@ use crate::lanes::{LANES, Lanes};
 /// Rows of a task.
 const CHUNK_ROWS: usize = 32;
 
+/// What a row is normalised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Mean and standard deviation (Ba et al. 2016).
+    Layer,
+    /// Root mean square alone (Zhang & Sennrich 2019): the mean counts as zero.
+    Rms,
+}
+
 /// y = (x − mean) · rstd · weight + bias for every row, rstd = 1 / √(variance + eps).
 ///
 /// `x` and `y` are (n, `width`), `weight` and `bias` (`width`); `mean` and `rstd` (n) are kept for
-/// the backward pass. The variance is that of the row's elements (divided by `width`).
+/// the backward pass. The variance is that of the row's elements (divided by `width`); for
+/// [`NormKind::Rms`] it is their mean square, and the mean is 0.
 ///
 /// # Panics
 /// If a length does not match.
-pub fn layer_norm(
+pub fn norm(
     isa: Isa,
+    kind: NormKind,
     x: &[f32],
     weight: &[f32],
     bias: Option<&[f32]>,
@@ -42,20 +53,21 @@ pub fn layer_norm(
         .for_each(|((y, x), (mean, rstd))| {
             let rows = x.chunks_exact(width).zip(y.chunks_exact_mut(width));
             for ((x, y), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
-                (*mean, *rstd) = dispatch!(isa, normalise_row(x, weight, bias, eps, y));
+                (*mean, *rstd) = dispatch!(isa, normalise_row(kind, x, weight, bias, eps, y));
             }
         });
 }
 
-/// The gradient of [`layer_norm`], **added** to `dx` (n, `width`), `dweight` and `dbias`
+/// The gradient of [`norm()`], **added** to `dx` (n, `width`), `dweight` and `dbias`
 /// (`width`).
 ///
 /// `dy` (n, `width`) is the gradient of y; `x`, `weight`, `mean`, `rstd` as in the forward pass.
 ///
 /// # Panics
 /// If a length does not match.
-pub fn layer_norm_backward(
+pub fn norm_backward(
     isa: Isa,
+    kind: NormKind,
     dy: &[f32],
     x: &[f32],
     weight: &[f32],
@@ -81,7 +93,7 @@ pub fn layer_norm_backward(
             let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
             let rows = rows.zip(dx.chunks_exact_mut(width));
             for (((x, dy), dx), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
-                dispatch!(isa, backward_row(x, dy, weight, (mean, rstd), dx));
+                dispatch!(isa, backward_row(kind, x, dy, weight, (mean, rstd), dx));
             }
         });
 
@@ -112,6 +124,7 @@ fn assert_rows(width: usize, elements: usize, rows: usize) {
 #[inline(always)]
 fn normalise_row<L: Lanes>(
     lanes: L,
+    kind: NormKind,
     x: &[f32],
     weight: &[f32],
     bias: Option<&[f32]>,
@@ -120,12 +133,17 @@ fn normalise_row<L: Lanes>(
 ) -> (f32, f32) {
     let width = x.len() as f32;
     let (vectors, tail) = x.as_chunks::<LANES>();
-    let mut sum = lanes.zero();
-    for x in vectors {
-        sum = lanes.add(sum, lanes.load(x));
-    }
-    sum = lanes.add(sum, lanes.load_tail(tail));
-    let mean = lanes.sum(sum) / width;
+    let mean = match kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => {
+            let mut sum = lanes.zero();
+            for x in vectors {
+                sum = lanes.add(sum, lanes.load(x));
+            }
+            sum = lanes.add(sum, lanes.load_tail(tail));
+            lanes.sum(sum) / width
+        }
+    };
 
     let by_mean = lanes.splat(mean);
     let mut squares = lanes.zero();
@@ -171,10 +189,12 @@ fn normalise_row<L: Lanes>(
     (mean, rstd)
 }
 
-/// dx += rstd · (g − mean(g) − x̂ · mean(g x̂)) with g = dy · weight, x̂ = (x − mean) · rstd.
+/// dx += rstd · (g − mean(g) − x̂ · mean(g x̂)) with g = dy · weight, x̂ = (x − mean) · rstd;
+/// without mean(g) where the mean was not taken off.
 #[inline(always)]
 fn backward_row<L: Lanes>(
     lanes: L,
+    kind: NormKind,
     x: &[f32],
     dy: &[f32],
     weight: &[f32],
@@ -198,10 +218,11 @@ fn backward_row<L: Lanes>(
     let last_normal = normal(lanes, lanes.load_tail(x_tail), by);
     sum = lanes.add(sum, last_g);
     dot = lanes.mul_then_add(last_g, last_normal, dot);
-    let means = (
-        lanes.splat(lanes.sum(sum) / width),
-        lanes.splat(lanes.sum(dot) / width),
-    );
+    let mean_g = match kind {
+        NormKind::Layer => lanes.sum(sum) / width,
+        NormKind::Rms => 0.0,
+    };
+    let means = (lanes.splat(mean_g), lanes.splat(lanes.sum(dot) / width));
 
     for (((x, dy), w), dx) in xs.iter().zip(dys).zip(weights).zip(dxs) {
         let g = lanes.mul(lanes.load(dy), lanes.load(w));
@@ -278,11 +299,16 @@ mod tests {
     const EPS: f32 = 1e-5;
     const SHAPES: [(usize, usize); 6] = [(1, 1), (2, 15), (3, 16), (5, 33), (70, 128), (130, 65)];
 
-    fn oracle(x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+    const KINDS: [NormKind; 2] = [NormKind::Layer, NormKind::Rms];
+
+    fn oracle(kind: NormKind, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
         let width = weight.len() as f64;
         let mut y = Vec::new();
         for row in x.chunks_exact(weight.len()) {
-            let mean = row.iter().sum::<f64>() / width;
+            let mean = match kind {
+                NormKind::Layer => row.iter().sum::<f64>() / width,
+                NormKind::Rms => 0.0,
+            };
             let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / width;
             let rstd = 1.0 / (variance + f64::from(EPS)).sqrt();
             let columns = row.iter().zip(weight.iter().zip(bias));
@@ -296,6 +322,7 @@ mod tests {
     }
 
     struct Case {
+        kind: NormKind,
         width: usize,
         x: Vec<f32>,
         dy: Vec<f32>,
@@ -314,8 +341,9 @@ mod tests {
     }
 
     impl Case {
-        fn new(n: usize, width: usize, bias: bool) -> Self {
+        fn new(kind: NormKind, n: usize, width: usize, bias: bool) -> Self {
             Case {
+                kind,
                 width,
                 x: noise(n * width, 1).iter().map(|x| 3.0 * x + 0.7).collect(),
                 dy: noise(n * width, 2),
@@ -336,8 +364,9 @@ mod tests {
                 dbias: self.bias.as_ref().map(|bias| vec![0.25; bias.len()]),
             };
             let bias = self.bias.as_deref();
-            layer_norm(
+            norm(
                 isa,
+                self.kind,
                 &self.x,
                 &self.weight,
                 bias,
@@ -347,8 +376,9 @@ mod tests {
                 &mut out.mean,
                 &mut out.rstd,
             );
-            layer_norm_backward(
+            norm_backward(
                 isa,
+                self.kind,
                 &self.dy,
                 &self.x,
                 &self.weight,
@@ -366,9 +396,13 @@ mod tests {
     #[test]
     fn equals_the_formula_and_finite_differences() {
         for (n, width) in SHAPES {
-            for has_bias in [false, true] {
-                let case = Case::new(n, width, has_bias);
-                let what = format!("({n}, {width}), bias {has_bias}");
+            for (kind, has_bias) in KINDS
+                .into_iter()
+                .flat_map(|kind| [(kind, false), (kind, true)])
+            {
+                let case = Case::new(kind, n, width, has_bias);
+                let what = format!("{kind:?} ({n}, {width}), bias {has_bias}");
+                let oracle = |x: &[f64], w: &[f64], b: &[f64]| oracle(kind, x, w, b);
                 let got = case.run(Isa::best());
                 let (x, weight) = (wide(&case.x), wide(&case.weight));
                 let bias = case.bias.as_deref().map_or(vec![0.0; width], wide);
@@ -402,14 +436,17 @@ mod tests {
 
     #[test]
     fn tiers_and_threads_give_equal_bits() {
-        for (n, width) in SHAPES {
-            let case = Case::new(n, width, true);
+        for (kind, (n, width)) in KINDS
+            .into_iter()
+            .flat_map(|kind| SHAPES.map(|size| (kind, size)))
+        {
+            let case = Case::new(kind, n, width, true);
             let want = case.run(Isa::best());
             for isa in Isa::available() {
                 let got = on_one_and_two_threads(|| case.run(isa));
                 assert!(
                     got.iter().all(|got| *got == want),
-                    "{} at ({n}, {width})",
+                    "{} {kind:?} at ({n}, {width})",
                     isa.name()
                 );
             }
@@ -419,11 +456,12 @@ mod tests {
     #[test]
     fn rows_do_not_depend_on_their_neighbours() {
         let (n, width) = (130, 65);
-        let whole = Case::new(n, width, true);
+        let whole = Case::new(NormKind::Rms, n, width, true);
         let want = whole.run(Isa::best());
         for rows in [0..50, 50..n] {
             let part = rows.start * width..rows.end * width;
             let case = Case {
+                kind: whole.kind,
                 x: whole.x[part.clone()].to_vec(),
                 dy: whole.dy[part.clone()].to_vec(),
                 weight: whole.weight.clone(),
@@ -438,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_bad_number_stays_visible() {
-        let mut case = Case::new(2, 20, false);
+        let mut case = Case::new(NormKind::Layer, 2, 20, false);
         case.x[3] = f32::NAN;
         let got = case.run(Isa::best());
         assert!(got.y[..20].iter().all(|y| y.is_nan()));

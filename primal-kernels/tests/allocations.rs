@@ -33,8 +33,9 @@ fn warm_kernels_allocate_nothing() {
     };
 
     let mut step = || {
-        kernels::layer_norm(
+        kernels::norm(
             isa,
+            kernels::NormKind::Layer,
             &x,
             &w[..c],
             None,
@@ -53,8 +54,9 @@ fn warm_kernels_allocate_nothing() {
         kernels::gelu_backward(isa, &x, &mut y);
         kernels::add_bias(isa, &mut y, &w[..c]);
         kernels::sum_rows(isa, &y, c, &mut dbias);
-        kernels::layer_norm_backward(
+        kernels::norm_backward(
             isa,
+            kernels::NormKind::Layer,
             &x,
             &y,
             &w[..c],

@@ -5,12 +5,12 @@
 //! block keeps what its backward pass needs. The backward pass restores a segment by running it
 //! forward once more. One segment of all blocks recomputes nothing.
 
-use primal_kernels::{AttentionShape, CrossEntropyScratch, Isa};
+use primal_kernels::{CrossEntropyScratch, Isa};
 use primal_optim::StepContext;
 
-use crate::block::{Block, BlockActivations, Workspace};
+use crate::block::{Attention, Block, BlockActivations, Workspace};
 use crate::layers::{Norm, NormStats, Pieces};
-use crate::model::GptShape;
+use crate::shape::ModelShape;
 
 /// The buffers of a pass of up to `sequences` × `context` tokens.
 pub struct Activations {
@@ -21,7 +21,7 @@ pub struct Activations {
     /// One a block of a segment.
     blocks: Vec<BlockActivations>,
     workspace: Workspace,
-    /// (T, C), decoded position embeddings.
+    /// (T, C), decoded position embeddings; empty where positions are rotary.
     pub(crate) positions: Vec<f32>,
     /// (n, C), the final norm's output.
     pub(crate) output: Vec<f32>,
@@ -42,7 +42,7 @@ pub struct Activations {
 }
 
 /// Blocks of a segment for a recompute setting: 0 keeps everything.
-fn segment_len(shape: &GptShape, recompute: usize) -> usize {
+fn segment_len(shape: &ModelShape, recompute: usize) -> usize {
     if recompute == 0 {
         shape.n_layer
     } else {
@@ -50,10 +50,19 @@ fn segment_len(shape: &GptShape, recompute: usize) -> usize {
     }
 }
 
+/// Learned positions.
+fn positions(shape: &ModelShape) -> usize {
+    if shape.learned_positions() {
+        shape.context
+    } else {
+        0
+    }
+}
+
 impl Activations {
     /// Buffers for training: `recompute` 0 keeps all activations, k keeps the input of every
     /// k-th block and recomputes the rest.
-    pub fn for_training(shape: &GptShape, sequences: usize, recompute: usize) -> Self {
+    pub fn for_training(shape: &ModelShape, sequences: usize, recompute: usize) -> Self {
         Activations::new(
             shape,
             sequences * shape.context,
@@ -63,18 +72,15 @@ impl Activations {
     }
 
     /// Buffers for computing losses only.
-    pub fn for_inference(shape: &GptShape, sequences: usize) -> Self {
+    pub fn for_inference(shape: &ModelShape, sequences: usize) -> Self {
         Activations::new(shape, sequences * shape.context, 1, false)
     }
 
-    fn new(shape: &GptShape, rows: usize, segment: usize, training: bool) -> Self {
-        let GptShape {
+    fn new(shape: &ModelShape, rows: usize, segment: usize, training: bool) -> Self {
+        let ModelShape {
             vocab,
-            context,
             n_layer,
-            n_head,
             width,
-            ff_width,
             ..
         } = *shape;
         let stream = || vec![0.0; rows * width];
@@ -86,10 +92,10 @@ impl Activations {
                 false => Vec::new(),
             },
             blocks: (0..segment)
-                .map(|_| BlockActivations::new(rows, n_head, width, ff_width))
+                .map(|_| BlockActivations::new(rows, shape))
                 .collect(),
-            workspace: Workspace::new(rows, width, ff_width, training),
-            positions: vec![0.0; context * width],
+            workspace: Workspace::new(rows, shape, training),
+            positions: vec![0.0; positions(shape) * width],
             output: stream(),
             output_stats: NormStats::new(rows),
             d_output: vec![0.0; back * width],
@@ -106,20 +112,17 @@ impl Activations {
     /// Bytes by purpose of [`Activations::for_training`] or (`recompute` `None`)
     /// [`Activations::for_inference`].
     pub(crate) fn bytes(
-        shape: &GptShape,
+        shape: &ModelShape,
         sequences: usize,
         recompute: Option<usize>,
     ) -> Vec<(&'static str, u64)> {
-        let GptShape {
+        let ModelShape {
             vocab,
-            context,
             n_layer,
-            n_head,
             width,
-            ff_width,
             ..
         } = *shape;
-        let rows = sequences * context;
+        let rows = sequences * shape.context;
         let training = recompute.is_some();
         let segment = recompute.map_or(1, |k| segment_len(shape, k));
         let stream = 4 * (rows * width) as u64;
@@ -136,13 +139,13 @@ impl Activations {
             ("activations: residual stream", kept_streams as u64 * stream),
             (
                 "activations: blocks",
-                segment as u64 * BlockActivations::bytes(rows, n_head, width, ff_width),
+                segment as u64 * BlockActivations::bytes(rows, shape),
             ),
             (
                 "workspace",
-                Workspace::bytes(rows, width, ff_width, training)
+                Workspace::bytes(rows, shape, training)
                     + tail_streams * stream
-                    + 4 * (context * width + 4 * rows) as u64
+                    + 4 * (positions(shape) * width + 4 * rows) as u64
                     + index,
             ),
             ("loss tiles", CrossEntropyScratch::bytes(rows, vocab, width)),
@@ -211,7 +214,7 @@ impl Activations {
         block: &Block,
         slot: usize,
         pieces: Pieces,
-        attention: &AttentionShape,
+        attention: &Attention<'_>,
         len: usize,
     ) {
         let (before, after) = self.inputs.split_at_mut(slot + 1);
@@ -233,7 +236,7 @@ impl Activations {
         block: &mut Block,
         slot: usize,
         pieces: Pieces,
-        attention: &AttentionShape,
+        attention: &Attention<'_>,
         len: usize,
     ) -> bool {
         let x = &self.inputs[slot][..len];

@@ -4,49 +4,84 @@ use primal_kernels as kernels;
 use primal_kernels::{AttentionShape, Isa};
 use primal_optim::StepContext;
 
+use crate::config::FeedForward;
 use crate::layers::{Linear, Norm, NormStats, Param, ParamMut, Pieces};
+use crate::rope::Rope;
+use crate::shape::ModelShape;
 
 /// The parameters of a block.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub(crate) norm1: Norm,
-    /// (3C, C): rows are [query heads | key heads | value heads].
+    /// ((H + 2·KV)·D, C): rows are [query heads | key heads | value heads].
     pub(crate) qkv: Linear,
-    /// (C, C).
+    /// (C, H·D).
     pub(crate) attention_out: Linear,
     pub(crate) norm2: Norm,
-    /// (F, C).
+    pub(crate) feed_forward: FeedForward,
+    /// (U, C): U = F rows, or 2·F with rows [gate | up].
     pub(crate) up: Linear,
     /// (C, F).
     pub(crate) down: Linear,
 }
 
+/// How tokens of a pass see each other.
+#[derive(Clone, Copy)]
+pub(crate) struct Attention<'a> {
+    pub(crate) shape: AttentionShape,
+    pub(crate) rope: Option<&'a Rope>,
+}
+
+impl Attention<'_> {
+    /// Leaves queries and keys of `qkv` turned by their positions.
+    fn forward(&self, isa: Isa, qkv: &mut [f32], out: &mut [f32], lse: &mut [f32]) {
+        if let Some(rope) = self.rope {
+            rope.forward(isa, 0, self.shape.time, qkv);
+        }
+        kernels::attention(isa, &self.shape, qkv, out, lse);
+    }
+
+    /// `qkv`, `out` and `lse` as the forward pass left them; `d_qkv` is that of `qkv` before it.
+    fn backward(
+        &self,
+        isa: Isa,
+        (qkv, out, lse): (&[f32], &[f32], &[f32]),
+        d_out: &[f32],
+        d_qkv: &mut [f32],
+    ) {
+        kernels::attention_backward(isa, &self.shape, qkv, out, lse, d_out, d_qkv);
+        if let Some(rope) = self.rope {
+            rope.backward(isa, self.shape.time, d_qkv);
+        }
+    }
+}
+
 /// What the backward pass of a block needs beside the block's input. n = token rows of a pass.
 pub(crate) struct BlockActivations {
     norm1: NormStats,
-    /// (n, 3C).
+    /// (n, (H + 2·KV)·D), queries and keys turned by their positions.
     qkv: Vec<f32>,
     /// (sequences, heads, T) log-sum-exp of the attention scores.
     lse: Vec<f32>,
-    /// (n, C), before the output projection.
+    /// (n, H·D), before the output projection.
     attention: Vec<f32>,
     /// (n, C), the residual stream between the two halves.
     middle: Vec<f32>,
     norm2: NormStats,
-    /// (n, F), before the activation function.
+    /// (n, U), before the activation function.
     up: Vec<f32>,
 }
 
 impl BlockActivations {
-    pub(crate) fn new(rows: usize, heads: usize, width: usize, ff_width: usize) -> Self {
+    pub(crate) fn new(rows: usize, shape: &ModelShape) -> Self {
         BlockActivations {
             norm1: NormStats::new(rows),
-            qkv: vec![0.0; rows * 3 * width],
-            lse: vec![0.0; rows * heads],
-            attention: vec![0.0; rows * width],
-            middle: vec![0.0; rows * width],
+            qkv: vec![0.0; rows * shape.qkv_width()],
+            lse: vec![0.0; rows * shape.n_head],
+            attention: vec![0.0; rows * shape.attention_width()],
+            middle: vec![0.0; rows * shape.width],
             norm2: NormStats::new(rows),
-            up: vec![0.0; rows * ff_width],
+            up: vec![0.0; rows * shape.up_width()],
         }
     }
 
@@ -64,14 +99,21 @@ impl BlockActivations {
     }
 
     /// Bytes of [`BlockActivations::new`].
-    pub(crate) fn bytes(rows: usize, heads: usize, width: usize, ff_width: usize) -> u64 {
-        4 * (rows * (4 + 5 * width + heads + ff_width)) as u64
+    pub(crate) fn bytes(rows: usize, shape: &ModelShape) -> u64 {
+        let widths = [
+            shape.qkv_width(),
+            shape.n_head,
+            shape.attention_width(),
+            shape.width,
+            shape.up_width(),
+        ];
+        4 * (rows * (4 + widths.iter().sum::<usize>())) as u64
     }
 }
 
 /// Buffers that every block uses in turn.
 pub(crate) struct Workspace {
-    /// (n, C): the output of a norm, recomputed in the backward pass.
+    /// (n, max(C, H·D)): the output of a norm, recomputed in the backward pass.
     pub(crate) normed: Vec<f32>,
     /// (n, F): the output of the activation function, recomputed in the backward pass.
     hidden: Vec<f32>,
@@ -79,22 +121,23 @@ pub(crate) struct Workspace {
     d_hidden: Vec<f32>,
     /// (n, C).
     pub(crate) d_normed: Vec<f32>,
-    /// (n, 3C).
+    /// (n, (H + 2·KV)·D).
     d_qkv: Vec<f32>,
     /// The decoded values of one matrix of a block.
     pub(crate) decoded: Vec<f32>,
 }
 
 impl Workspace {
-    pub(crate) fn new(rows: usize, width: usize, ff_width: usize, training: bool) -> Self {
+    pub(crate) fn new(rows: usize, shape: &ModelShape, training: bool) -> Self {
         let back = if training { rows } else { 0 };
+        let [normed, decoded] = workspace_sizes(shape);
         Workspace {
-            normed: vec![0.0; rows * width],
-            hidden: vec![0.0; rows * ff_width],
-            d_hidden: vec![0.0; back * ff_width],
-            d_normed: vec![0.0; back * width],
-            d_qkv: vec![0.0; back * 3 * width],
-            decoded: vec![0.0; width * ff_width.max(3 * width)],
+            normed: vec![0.0; rows * normed],
+            hidden: vec![0.0; rows * shape.ff_width],
+            d_hidden: vec![0.0; back * shape.ff_width],
+            d_normed: vec![0.0; back * shape.width],
+            d_qkv: vec![0.0; back * shape.qkv_width()],
+            decoded: vec![0.0; decoded],
         }
     }
 
@@ -111,12 +154,22 @@ impl Workspace {
     }
 
     /// Bytes of [`Workspace::new`].
-    pub(crate) fn bytes(rows: usize, width: usize, ff_width: usize, training: bool) -> u64 {
+    pub(crate) fn bytes(rows: usize, shape: &ModelShape, training: bool) -> u64 {
         let back = if training { rows } else { 0 };
-        4 * (rows * (width + ff_width)
-            + back * (ff_width + 4 * width)
-            + width * ff_width.max(3 * width)) as u64
+        let [normed, decoded] = workspace_sizes(shape);
+        4 * (rows * (normed + shape.ff_width)
+            + back * (shape.ff_width + shape.width + shape.qkv_width())
+            + decoded) as u64
     }
+}
+
+/// Elements of a row of `normed`, and of the largest matrix of a block.
+fn workspace_sizes(shape: &ModelShape) -> [usize; 2] {
+    let matrices = shape.block_matrices().map(|(rows, cols)| rows * cols);
+    [
+        shape.width.max(shape.attention_width()),
+        matrices.into_iter().fold(0, usize::max),
+    ]
 }
 
 impl Block {
@@ -125,7 +178,7 @@ impl Block {
         &self,
         isa: Isa,
         pieces: Pieces,
-        shape: &AttentionShape,
+        attention: &Attention<'_>,
         x: &[f32],
         kept: &mut BlockActivations,
         y: &mut [f32],
@@ -133,26 +186,26 @@ impl Block {
     ) {
         let n = pieces.rows();
         let width = x.len() / n;
-        let ff_width = self.up.weight.rows();
         let normed = &mut ws.normed[..n * width];
-        let qkv = &mut kept.qkv[..n * 3 * width];
-        let attention = &mut kept.attention[..n * width];
+        let qkv = &mut kept.qkv[..n * self.qkv.weight.rows()];
+        let mixed = &mut kept.attention[..n * self.attention_out.weight.cols()];
+        let lse = &mut kept.lse[..n * attention.shape.heads];
         let middle = &mut kept.middle[..n * width];
-        let up = &mut kept.up[..n * ff_width];
-        let hidden = &mut ws.hidden[..n * ff_width];
+        let up = &mut kept.up[..n * self.up.weight.rows()];
+        let hidden = &mut ws.hidden[..n * self.down.weight.cols()];
 
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
         self.qkv
             .forward(isa, pieces, normed, qkv, false, &mut ws.decoded);
-        kernels::attention(isa, shape, qkv, attention, &mut kept.lse[..n * shape.heads]);
+        attention.forward(isa, qkv, mixed, lse);
         middle.copy_from_slice(x);
         self.attention_out
-            .forward(isa, pieces, attention, middle, true, &mut ws.decoded);
+            .forward(isa, pieces, mixed, middle, true, &mut ws.decoded);
 
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
         self.up
             .forward(isa, pieces, normed, up, false, &mut ws.decoded);
-        kernels::gelu(isa, up, hidden);
+        self.activate(isa, up, hidden);
         y.copy_from_slice(middle);
         self.down
             .forward(isa, pieces, hidden, y, true, &mut ws.decoded);
@@ -164,7 +217,7 @@ impl Block {
         &mut self,
         ctx: &StepContext<'_>,
         pieces: Pieces,
-        shape: &AttentionShape,
+        attention: &Attention<'_>,
         x: &[f32],
         kept: &mut BlockActivations,
         dx: &mut [f32],
@@ -173,35 +226,46 @@ impl Block {
         let isa = ctx.isa;
         let n = pieces.rows();
         let width = x.len() / n;
-        let ff_width = self.up.weight.rows();
+        let ff_width = self.down.weight.cols();
         let normed = &mut ws.normed[..n * width];
         let hidden = &mut ws.hidden[..n * ff_width];
         let d_hidden = &mut ws.d_hidden[..n * ff_width];
         let d_normed = &mut ws.d_normed[..n * width];
-        let d_qkv = &mut ws.d_qkv[..n * 3 * width];
+        let d_qkv = &mut ws.d_qkv[..n * self.qkv.weight.rows()];
         let middle = &kept.middle[..n * width];
-        let up = &kept.up[..n * ff_width];
+        let up = &mut kept.up[..n * self.up.weight.rows()];
 
-        kernels::gelu(isa, up, hidden);
+        self.activate(isa, up, hidden);
         let mut finite = self
             .down
             .backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.decoded);
-        kernels::gelu_backward(isa, up, d_hidden);
+        let d_up = match self.feed_forward {
+            FeedForward::Gelu => {
+                kernels::gelu_backward(isa, up, d_hidden);
+                &*d_hidden
+            }
+            // A gate has no room in `d_hidden`; `up` is not needed any more.
+            FeedForward::Swiglu => {
+                kernels::swiglu_backward(isa, up, ff_width, d_hidden);
+                &*up
+            }
+        };
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
         finite &= self
             .up
-            .backward(ctx, pieces, normed, d_hidden, d_normed, &mut ws.decoded);
+            .backward(ctx, pieces, normed, d_up, d_normed, &mut ws.decoded);
         self.norm2
             .backward(isa, pieces, d_normed, middle, &kept.norm2, dx);
 
-        let attention = &kept.attention[..n * width];
-        let d_attention = &mut ws.normed[..n * width];
-        finite &=
-            self.attention_out
-                .backward(ctx, pieces, attention, dx, d_attention, &mut ws.decoded);
-        let qkv = &kept.qkv[..n * 3 * width];
-        let lse = &kept.lse[..n * shape.heads];
-        kernels::attention_backward(isa, shape, qkv, attention, lse, d_attention, d_qkv);
+        let attention_width = self.attention_out.weight.cols();
+        let mixed = &kept.attention[..n * attention_width];
+        let d_mixed = &mut ws.normed[..n * attention_width];
+        finite &= self
+            .attention_out
+            .backward(ctx, pieces, mixed, dx, d_mixed, &mut ws.decoded);
+        let qkv = &kept.qkv[..n * self.qkv.weight.rows()];
+        let lse = &kept.lse[..n * attention.shape.heads];
+        attention.backward(isa, (qkv, mixed, lse), d_mixed, d_qkv);
         let normed = &mut ws.normed[..n * width];
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
         finite &= self
@@ -210,6 +274,14 @@ impl Block {
         self.norm1
             .backward(isa, pieces, d_normed, x, &kept.norm1, dx);
         finite
+    }
+
+    /// `hidden` (n, F) = the activation function of `up` (n, U).
+    pub(crate) fn activate(&self, isa: Isa, up: &[f32], hidden: &mut [f32]) {
+        match self.feed_forward {
+            FeedForward::Gelu => kernels::gelu(isa, up, hidden),
+            FeedForward::Swiglu => kernels::swiglu(isa, up, self.down.weight.cols(), hidden),
+        }
     }
 
     pub(crate) fn params<'a>(&'a self, to: &mut Vec<Param<'a>>) {

@@ -1,8 +1,10 @@
 //! What a run is: every number of model, data, training and learning rule, as strict TOML.
 
+mod model;
+
 use std::path::PathBuf;
 
-use primal_lut::Grid;
+pub use model::{FeedForward, FloatPart, ModelConfig, NormKind, PositionKind, RopeScaling};
 pub use primal_optim::{OptimConfig, Rule};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -10,7 +12,7 @@ use toml::{Table, Value};
 use crate::ModelError;
 
 /// Names accepted by [`Config::preset`].
-pub const PRESETS: [&str; 3] = ["shakespeare-char", "small", "ghost-0.1b"];
+pub const PRESETS: [&str; 4] = ["shakespeare-char", "small", "ghost-0.1b", "llama-1.1b"];
 
 /// Keys that change how long a run is, what it costs, what it reads and how it is watched, but not
 /// what a step computes; the data is compared by its fingerprint, not by its path.
@@ -46,54 +48,6 @@ pub struct Config {
     pub train: TrainConfig,
     /// Learning rule and its numbers.
     pub optim: OptimConfig,
-}
-
-/// Shape of the transformer and how its weights are stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelConfig {
-    /// Tokens that the model knows; 0 takes the tokenizer's.
-    pub vocab_size: usize,
-    /// Longest sequence, in tokens.
-    pub context: usize,
-    /// Transformer blocks.
-    pub n_layer: usize,
-    /// Attention heads; divides `width`.
-    pub n_head: usize,
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Width of the feed-forward layer; 0 means 4 × `width`.
-    pub ff_width: usize,
-    /// Whether the output head is the token embedding.
-    pub tie_head: bool,
-    /// Whether linear layers and norms have biases.
-    pub biases: bool,
-    /// Grid id of the weights, see [`primal_lut::Grid::by_id`].
-    pub grid: String,
-    /// Whether the last block lives on the fine grid.
-    pub fine_last_block: bool,
-    /// Parts that stay float32 matrices under AdamW instead of living on the grid.
-    pub float_parts: Vec<FloatPart>,
-    /// Standard deviation of the blocks' weights at the start.
-    pub init_std: f32,
-    /// Standard deviation of the embeddings at the start.
-    pub embedding_std: f32,
-    /// Row scale at the start, in standard deviations of the row.
-    pub scale_per_std: f32,
-}
-
-/// A group of matrices that a config can keep in float32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FloatPart {
-    /// Token and position embeddings.
-    Embeddings,
-    /// The attention's projections.
-    Attention,
-    /// The feed-forward layers.
-    Mlp,
-    /// The output head, where it is not tied to the embedding.
-    Head,
 }
 
 /// Where the text comes from and how it becomes tokens.
@@ -157,27 +111,6 @@ pub enum Backend {
     Auto,
 }
 
-impl Default for ModelConfig {
-    fn default() -> Self {
-        ModelConfig {
-            vocab_size: 0,
-            context: 256,
-            n_layer: 6,
-            n_head: 6,
-            width: 384,
-            ff_width: 0,
-            tie_head: false,
-            biases: false,
-            grid: "prime15".to_string(),
-            fine_last_block: false,
-            float_parts: Vec::new(),
-            init_std: 0.05,
-            embedding_std: 0.02,
-            scale_per_std: 3.5,
-        }
-    }
-}
-
 impl Default for DataConfig {
     fn default() -> Self {
         DataConfig {
@@ -207,32 +140,6 @@ impl Default for TrainConfig {
             keep_checkpoints: 2,
             recompute: 0,
         }
-    }
-}
-
-impl ModelConfig {
-    /// Width of the feed-forward layer with the default filled in.
-    pub fn resolved_ff_width(&self) -> usize {
-        if self.ff_width == 0 {
-            4 * self.width
-        } else {
-            self.ff_width
-        }
-    }
-
-    /// Width of one attention head.
-    pub fn head_dim(&self) -> usize {
-        self.width / self.n_head
-    }
-
-    /// Whether a part stays float32; a tied head is the embedding.
-    pub fn is_float(&self, part: FloatPart) -> bool {
-        let part = if part == FloatPart::Head && self.tie_head {
-            FloatPart::Embeddings
-        } else {
-            part
-        };
-        self.float_parts.contains(&part)
     }
 }
 
@@ -272,6 +179,22 @@ impl Config {
                 config.train.micro_batches = 8;
                 config.train.eval_every = 100;
                 config.train.save_every = 100;
+                config.train.recompute = 1;
+            }
+            // The shape that small Llama models share; bytes stand in until a tokenizer is named.
+            "llama-1.1b" => {
+                config.model.vocab_size = 32_000;
+                config.model.context = 2048;
+                config.model.n_layer = 22;
+                config.model.n_head = 32;
+                config.model.n_kv_head = 4;
+                config.model.width = 2048;
+                config.model.ff_width = 5632;
+                config.model.norm = NormKind::Rms;
+                config.model.position = PositionKind::Rope;
+                config.model.feed_forward = FeedForward::Swiglu;
+                config.train.batch = 32;
+                config.train.micro_batches = 32;
                 config.train.recompute = 1;
             }
             _ => {
@@ -372,47 +295,6 @@ impl Config {
             }
         }
         Ok(())
-    }
-}
-
-impl ModelConfig {
-    fn validate(&self) -> Result<(), ModelError> {
-        at_least_one("model.context", self.context)?;
-        at_least_one("model.n_layer", self.n_layer)?;
-        at_least_one("model.n_head", self.n_head)?;
-        at_least_one("model.width", self.width)?;
-        check(
-            "model.n_head",
-            self.n_head,
-            self.width.is_multiple_of(self.n_head),
-            || format!("must divide model.width = {}", self.width),
-        )?;
-        check(
-            "model.grid",
-            &self.grid,
-            Grid::by_id(&self.grid).is_some(),
-            || "known are prime15, prime25, normal15, linear15".to_string(),
-        )?;
-        for (key, value) in [
-            ("model.init_std", self.init_std),
-            ("model.embedding_std", self.embedding_std),
-            ("model.scale_per_std", self.scale_per_std),
-        ] {
-            check(key, value, value.is_finite() && value > 0.0, || {
-                "must be above zero".to_string()
-            })?;
-        }
-        let head_alone = self.float_parts.contains(&FloatPart::Head)
-            && !self.float_parts.contains(&FloatPart::Embeddings);
-        check(
-            "model.float_parts",
-            "[\"head\"]",
-            !(self.tie_head && head_alone),
-            || {
-                "the head is the embedding; hint: list 'embeddings' too or set model.tie_head=false"
-                    .to_string()
-            },
-        )
     }
 }
 
@@ -586,9 +468,9 @@ mod tests {
     fn unknown_presets_name_the_nearest() {
         let error = Config::preset("shakespear").unwrap_err().to_string();
         assert!(error.contains("did you mean 'shakespeare-char'"), "{error}");
-        let error = Config::preset("llama-1.1b").unwrap_err().to_string();
+        let error = Config::preset("9000").unwrap_err().to_string();
         assert!(
-            error.contains("known are shakespeare-char, small, ghost-0.1b"),
+            error.contains("known are shakespeare-char, small, ghost-0.1b, llama-1.1b"),
             "{error}"
         );
     }
@@ -718,6 +600,14 @@ mod tests {
         for (assignment, key) in [
             ("model.n_head=5", "model.n_head"),
             ("model.context=0", "model.context"),
+            ("model.n_kv_head=4", "model.n_kv_head"),
+            ("model.rope_factor=0.5", "model.rope_factor"),
+            (
+                "model.rope_low_freq_factor=8",
+                "model.rope_high_freq_factor",
+            ),
+            ("model.rope_beta_slow=64", "model.rope_beta_fast"),
+            ("model.norm_eps=0", "model.norm_eps"),
             ("model.grid=prime16", "model.grid"),
             ("model.init_std=nan", "model.init_std"),
             ("model.float_parts=head", "model.float_parts"),

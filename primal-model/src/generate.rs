@@ -1,26 +1,29 @@
 //! Generation, one token at a time, with a key and value cache.
 
 use primal_kernels as kernels;
-use primal_kernels::{AttentionShape, Isa, MatrixRows};
+use primal_kernels::{Isa, MatrixRows};
 
 use crate::error::ModelError;
 use crate::layers::{Norm, NormStats, weight_matvec};
 use crate::model::Model;
+use crate::shape::ModelShape;
 
 /// Feeds tokens to a model and holds what it remembers of them.
 pub struct Generator<'m> {
     model: &'m Model,
     isa: Isa,
-    /// One a block: (context, C) each.
+    /// One a block: (context, KV·D) each.
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
     /// The tokens in the cache, in order.
     history: Vec<u32>,
-    /// (C) residual stream, normed stream, attention output; (3C) qkv; (F) hidden; (V) logits.
+    /// (C) residual stream, normed stream; (H·D) attention output; ((H + 2·KV)·D) qkv; (U) up;
+    /// (F) hidden; (C) what a layer adds; (V) logits.
     stream: Vec<f32>,
     normed: Vec<f32>,
     attention: Vec<f32>,
     qkv: Vec<f32>,
+    up: Vec<f32>,
     hidden: Vec<f32>,
     part: Vec<f32>,
     logits: Vec<f32>,
@@ -31,7 +34,7 @@ impl<'m> Generator<'m> {
     /// An empty memory for `model`.
     pub fn new(model: &'m Model, isa: Isa) -> Self {
         let shape = model.shape();
-        let cache = || vec![vec![0.0; shape.context * shape.width]; shape.n_layer];
+        let cache = || vec![vec![0.0; shape.context * shape.kv_width()]; shape.n_layer];
         Generator {
             model,
             isa,
@@ -40,8 +43,9 @@ impl<'m> Generator<'m> {
             history: Vec::with_capacity(shape.context),
             stream: vec![0.0; shape.width],
             normed: vec![0.0; shape.width],
-            attention: vec![0.0; shape.width],
-            qkv: vec![0.0; 3 * shape.width],
+            attention: vec![0.0; shape.attention_width()],
+            qkv: vec![0.0; shape.qkv_width()],
+            up: vec![0.0; shape.up_width()],
             hidden: vec![0.0; shape.ff_width],
             part: vec![0.0; shape.width],
             logits: vec![0.0; shape.vocab],
@@ -50,9 +54,15 @@ impl<'m> Generator<'m> {
     }
 
     /// Bytes of the key and value cache and the buffers, for a model of this shape.
-    pub fn bytes(shape: &crate::GptShape) -> u64 {
-        let cache = 2 * shape.n_layer * shape.context * shape.width;
-        4 * (cache + 7 * shape.width + shape.ff_width + shape.vocab + shape.context) as u64
+    pub fn bytes(shape: &ModelShape) -> u64 {
+        let cache = 2 * shape.n_layer * shape.context * shape.kv_width();
+        let buffers = 3 * shape.width
+            + shape.attention_width()
+            + shape.qkv_width()
+            + shape.up_width()
+            + shape.ff_width
+            + shape.vocab;
+        4 * (cache + buffers + shape.context) as u64
     }
 
     /// Tokens in memory.
@@ -71,8 +81,8 @@ impl<'m> Generator<'m> {
     }
 
     /// Feeds tokens and returns the logits (V) of what follows the last one. When the context is
-    /// full the older half of it is forgotten and the rest read again: positions are learned, so
-    /// they cannot slide.
+    /// full the older half of it is forgotten and the rest read again: what a token was seen to
+    /// mean depends on where it stood.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], ModelError> {
         let shape = *self.model.shape();
         if tokens.is_empty() {
@@ -108,36 +118,36 @@ impl<'m> Generator<'m> {
     }
 
     fn advance(&mut self, token: u32) {
-        let (isa, shape) = (self.isa, *self.model.shape());
-        let c = shape.width;
+        let (isa, model) = (self.isa, self.model);
+        let shape = *model.shape();
         let position = self.history.len();
         self.history.push(token);
-        self.model
+        model
             .tok_embedding
             .fill_row(isa, token as usize, &mut self.stream);
-        self.model
-            .pos_embedding
-            .fill_row(isa, position, &mut self.part);
-        kernels::add(isa, &self.part, &mut self.stream);
+        if let Some(embedding) = &model.pos_embedding {
+            embedding.fill_row(isa, position, &mut self.part);
+            kernels::add(isa, &self.part, &mut self.stream);
+        }
         let time = position + 1;
-        let attention = AttentionShape {
-            batch: 1,
-            time,
-            ..shape.attention(1, time)
-        };
-        for (layer, block) in self.model.blocks.iter().enumerate() {
+        let attention = shape.attention(1, time);
+        let (queries, kv) = (shape.attention_width(), shape.kv_width());
+        for (layer, block) in model.blocks.iter().enumerate() {
             self.norm(&block.norm1);
             block.qkv.forward_one(isa, &self.normed, &mut self.qkv);
+            if let Some(rope) = &model.rope {
+                rope.forward(isa, position, 1, &mut self.qkv);
+            }
             let (keys, values) = (&mut self.keys[layer], &mut self.values[layer]);
-            keys[position * c..time * c].copy_from_slice(&self.qkv[c..2 * c]);
-            values[position * c..time * c].copy_from_slice(&self.qkv[2 * c..]);
-            let (keys, values) = (&keys[..time * c], &values[..time * c]);
+            let new = position * kv..time * kv;
+            keys[new.clone()].copy_from_slice(&self.qkv[queries..queries + kv]);
+            values[new].copy_from_slice(&self.qkv[queries + kv..]);
             kernels::attention_decode(
                 isa,
                 &attention,
-                &self.qkv[..c],
-                keys,
-                values,
+                &self.qkv[..queries],
+                &keys[..time * kv],
+                &values[..time * kv],
                 &mut self.attention,
             );
             block
@@ -146,8 +156,8 @@ impl<'m> Generator<'m> {
             kernels::add(isa, &self.part, &mut self.stream);
 
             self.norm(&block.norm2);
-            block.up.forward_one(isa, &self.normed, &mut self.hidden);
-            kernels::gelu_in_place(isa, &mut self.hidden);
+            block.up.forward_one(isa, &self.normed, &mut self.up);
+            block.activate(isa, &self.up, &mut self.hidden);
             block.down.forward_one(isa, &self.hidden, &mut self.part);
             kernels::add(isa, &self.part, &mut self.stream);
         }

@@ -1,14 +1,14 @@
 //! The parts a transformer is made of: norms and linear layers, forward and backward.
 
 use primal_kernels as kernels;
-use primal_kernels::Isa;
+use primal_kernels::{Isa, NormKind};
 use primal_lut::TensorFile;
 use primal_optim::{
     FloatVector, Footprint, OptimError, StatePart, StateVisitor, StepContext, Weight,
 };
 
-/// ε of every layer norm, as in GPT-2.
-pub(crate) const NORM_EPS: f32 = 1e-5;
+use crate::config::{self, ModelConfig};
+use crate::error::ModelError;
 
 /// The micro-batches of one pass: `pieces` of `piece_rows` token rows each, the first of them
 /// being micro-batch `first` of the step.
@@ -36,9 +36,11 @@ impl Pieces {
     }
 }
 
-/// Layer normalisation with a weight and an optional bias.
+/// Layer or root-mean-square normalisation with a weight and an optional bias.
 #[derive(Clone, Debug)]
 pub(crate) struct Norm {
+    pub(crate) kind: NormKind,
+    pub(crate) eps: f32,
     pub(crate) weight: FloatVector,
     pub(crate) bias: Option<FloatVector>,
 }
@@ -59,11 +61,24 @@ impl NormStats {
 }
 
 impl Norm {
-    pub(crate) fn new(name: &str, width: usize, bias: bool) -> Self {
-        Norm {
-            weight: FloatVector::new(format!("{name}.weight"), vec![1.0; width]),
-            bias: bias.then(|| FloatVector::new(format!("{name}.bias"), vec![0.0; width])),
-        }
+    /// The norm that `vector(name, elements, initial value)` fills, of the kind of `config`.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        name: &str,
+        vector: &dyn Fn(String, usize, f32) -> Result<FloatVector, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let kind = match config.norm {
+            config::NormKind::Layer => NormKind::Layer,
+            config::NormKind::Rms => NormKind::Rms,
+        };
+        let bias = config.biases && kind == NormKind::Layer;
+        let bias = bias.then(|| vector(format!("{name}.bias"), config.width, 0.0));
+        Ok(Norm {
+            kind,
+            eps: config.norm_eps,
+            weight: vector(format!("{name}.weight"), config.width, 1.0)?,
+            bias: bias.transpose()?,
+        })
     }
 
     /// y = norm(x); x and y are (n, C).
@@ -72,12 +87,13 @@ impl Norm {
         let rows = x.len() / width;
         let bias = self.bias.as_ref().map(FloatVector::values);
         let (mean, rstd) = (&mut stats.mean[..rows], &mut stats.rstd[..rows]);
-        kernels::layer_norm(
+        kernels::norm(
             isa,
+            self.kind,
             x,
             self.weight.values(),
             bias,
-            NORM_EPS,
+            self.eps,
             width,
             y,
             mean,
@@ -99,8 +115,9 @@ impl Norm {
         for (_, rows) in pieces.iter() {
             let part = rows.start * width..rows.end * width;
             let (weight, dweight) = self.weight.values_and_grad_mut();
-            kernels::layer_norm_backward(
+            kernels::norm_backward(
                 isa,
+                self.kind,
                 &dy[part.clone()],
                 &x[part.clone()],
                 weight,

@@ -9,7 +9,8 @@ use crate::config::{Config, FloatPart};
 use crate::data::Dataset;
 use crate::error::ModelError;
 use crate::generate::Generator;
-use crate::model::GptShape;
+use crate::rope::Rope;
+use crate::shape::ModelShape;
 
 /// Resident bytes of the program itself: code, runtime, allocator, one thread's stack. Measured
 /// on Linux x86-64 as the peak of a run whose other rows are negligible.
@@ -40,7 +41,7 @@ impl Ledger {
     /// The ledger of a training run. `data` may be unknown before a run: its row is then left out.
     pub fn for_training(
         config: &Config,
-        shape: &GptShape,
+        shape: &ModelShape,
         threads: usize,
         data: Option<&Dataset>,
     ) -> Ledger {
@@ -61,7 +62,8 @@ impl Ledger {
         } else {
             "weights: packed codes and float parts"
         };
-        let mut ledger = Ledger::empty(weights.total() + vectors, activation_bytes);
+        let angles = Rope::bytes(shape);
+        let mut ledger = Ledger::empty(weights.total() + vectors + angles, activation_bytes);
         ledger.row(values, weights.values);
         ledger.row("ballots", weights.ballots);
         ledger.row("votes of a step", weights.votes);
@@ -70,6 +72,7 @@ impl Ledger {
             "float state: scales, norms, gradients, moments",
             weights.float_state + vectors,
         );
+        ledger.row("angles of rotary positions", angles);
         for (what, bytes) in activations {
             ledger.row(what, bytes);
         }
@@ -96,7 +99,7 @@ impl Ledger {
     }
 
     /// The ledger of generation with a full context.
-    pub fn for_inference(config: &Config, shape: &GptShape, threads: usize) -> Ledger {
+    pub fn for_inference(config: &Config, shape: &ModelShape, threads: usize) -> Ledger {
         let mut values = 0;
         for ((rows, cols), grid) in matrices(config, shape) {
             let plan = WeightBytes::plan((rows, cols), grid.as_ref(), Rule::Frozen, false);
@@ -105,6 +108,7 @@ impl Ledger {
         let mut ledger = Ledger::empty(values, 0);
         ledger.row("weights", values);
         ledger.row("norms and biases", 4 * vector_weights(shape));
+        ledger.row("angles of rotary positions", Rope::bytes(shape));
         ledger.row("key and value cache, buffers", Generator::bytes(shape));
         ledger.row(
             "scratch of all threads",
@@ -162,29 +166,29 @@ impl Ledger {
 }
 
 /// Every matrix: its (rows, cols) and its grid, `None` for float.
-fn matrices(config: &Config, shape: &GptShape) -> Vec<((usize, usize), Option<Grid>)> {
-    let GptShape {
+fn matrices(config: &Config, shape: &ModelShape) -> Vec<((usize, usize), Option<Grid>)> {
+    let ModelShape {
         vocab,
         context,
         n_layer,
         width: c,
-        ff_width: f,
         tie_head,
         ..
     } = *shape;
     let grid = Grid::by_id(&config.model.grid).unwrap_or_else(Grid::prime);
     let on = |part, grid: &Grid| (!config.model.is_float(part)).then(|| grid.clone());
-    let mut list = vec![
-        ((vocab, c), on(FloatPart::Embeddings, &grid)),
-        ((context, c), on(FloatPart::Embeddings, &grid)),
-    ];
+    let mut list = vec![((vocab, c), on(FloatPart::Embeddings, &grid))];
+    if shape.learned_positions() {
+        list.push(((context, c), on(FloatPart::Embeddings, &grid)));
+    }
     for layer in 0..n_layer {
         let fine = config.model.fine_last_block && layer + 1 == n_layer;
         let grid = if fine { Grid::fine() } else { grid.clone() };
-        list.push(((3 * c, c), on(FloatPart::Attention, &grid)));
-        list.push(((c, c), on(FloatPart::Attention, &grid)));
-        list.push(((f, c), on(FloatPart::Mlp, &grid)));
-        list.push(((c, f), on(FloatPart::Mlp, &grid)));
+        let [qkv, attention_out, up, down] = shape.block_matrices();
+        list.push((qkv, on(FloatPart::Attention, &grid)));
+        list.push((attention_out, on(FloatPart::Attention, &grid)));
+        list.push((up, on(FloatPart::Mlp, &grid)));
+        list.push((down, on(FloatPart::Mlp, &grid)));
     }
     if !tie_head {
         list.push(((vocab, c), on(FloatPart::Head, &grid)));
@@ -193,15 +197,18 @@ fn matrices(config: &Config, shape: &GptShape) -> Vec<((usize, usize), Option<Gr
 }
 
 /// Elements of all norms and biases.
-fn vector_weights(shape: &GptShape) -> u64 {
-    let (c, f) = (shape.width, shape.ff_width);
-    let per_norm = if shape.biases { 2 * c } else { c };
-    let linear_biases = if shape.biases { 3 * c + c + f + c } else { 0 };
+fn vector_weights(shape: &ModelShape) -> u64 {
+    let c = shape.width;
+    let per_norm = if shape.norm_bias() { 2 * c } else { c };
+    let [(qkv, _), rest @ ..] = shape.block_matrices();
+    let biased = |has_bias, rows| if has_bias { rows } else { 0 };
+    let linear_biases =
+        biased(shape.qkv_bias, qkv) + biased(shape.biases, rest.iter().map(|(rows, _)| rows).sum());
     (shape.n_layer * (2 * per_norm + linear_biases) + per_norm) as u64
 }
 
 /// Bytes that one thread comes to hold: the gradient tile, and what the `gemm` crate packs into.
-fn thread_bytes(shape: &GptShape) -> u64 {
-    let widest = shape.ff_width.max(3 * shape.width);
+fn thread_bytes(shape: &ModelShape) -> u64 {
+    let widest = shape.ff_width.max(shape.qkv_width());
     tile_bytes_per_thread(widest) + primal_kernels::GEMM_BYTES_PER_THREAD
 }

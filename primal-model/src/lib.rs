@@ -26,6 +26,7 @@
 
 mod activations;
 mod block;
+mod build;
 pub mod checkpoint;
 pub mod config;
 pub mod corpus;
@@ -40,10 +41,13 @@ mod model;
 #[cfg(test)]
 mod model_tests;
 pub mod process;
+mod rope;
 pub mod sampling;
+mod shape;
 mod tensorboard;
 pub mod tokenizer;
 pub mod train;
 
 pub use error::ModelError;
-pub use model::{GptShape, Model, Pass};
+pub use model::{Model, Pass};
+pub use shape::ModelShape;

@@ -1,104 +1,22 @@
-//! A GPT whose matrices live on the grid: embeddings, blocks, final norm, head; one forward and
-//! backward pass over the micro-batches of a step.
+//! A decoder whose matrices live on the grid: embeddings, blocks, final norm, head; one forward
+//! and backward pass over the micro-batches of a step.
 
 use std::ops::Range;
 
 use primal_kernels as kernels;
-use primal_kernels::{AttentionShape, Isa, fill_rows, matmul_tn_tile, philox4x32};
-use primal_lut::{Grid, TensorFile};
-use primal_optim::{
-    FlipStats, FloatVector, Footprint, Rule, StatePart, StateVisitor, StepContext, Weight,
-    WeightSpec,
-};
+use primal_kernels::{Isa, fill_rows, matmul_tn_tile};
+use primal_lut::TensorFile;
+use primal_optim::{FlipStats, Footprint, StatePart, StateVisitor, StepContext, Weight};
 use rayon::prelude::*;
 
 use crate::activations::Activations;
-use crate::block::Block;
-use crate::config::{Config, FloatPart};
+use crate::block::{Attention, Block};
+use crate::build::{Fresh, Stored, build};
+use crate::config::Config;
 use crate::error::ModelError;
-use crate::layers::{Linear, Norm, Param, ParamMut, Pieces};
-
-/// Random stream of the initial weights; the optimizer uses streams 0 to 2.
-const INIT_STREAM: u32 = 3;
-
-/// The sizes of a GPT, resolved from a config and a tokenizer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GptShape {
-    /// Vocabulary V.
-    pub vocab: usize,
-    /// Longest sequence T.
-    pub context: usize,
-    /// Blocks L.
-    pub n_layer: usize,
-    /// Attention heads H.
-    pub n_head: usize,
-    /// Width C of the residual stream.
-    pub width: usize,
-    /// Width F of the feed-forward layer.
-    pub ff_width: usize,
-    /// Whether the head is the token embedding.
-    pub tie_head: bool,
-    /// Whether norms and linear layers have biases.
-    pub biases: bool,
-}
-
-impl GptShape {
-    /// Resolves the sizes; `vocab` is the tokenizer's and stands in where the config says 0.
-    pub fn new(config: &Config, vocab: usize) -> Result<Self, ModelError> {
-        let m = &config.model;
-        let shape = GptShape {
-            vocab: if m.vocab_size == 0 {
-                vocab
-            } else {
-                m.vocab_size
-            },
-            context: m.context,
-            n_layer: m.n_layer,
-            n_head: m.n_head,
-            width: m.width,
-            ff_width: m.resolved_ff_width(),
-            tie_head: m.tie_head,
-            biases: m.biases,
-        };
-        if shape.vocab < vocab {
-            return Err(ModelError::Shape(format!(
-                "model.vocab_size = {} is smaller than the tokenizer's {vocab}",
-                shape.vocab
-            )));
-        }
-        let sizes = [
-            shape.vocab,
-            shape.context,
-            shape.n_layer,
-            shape.n_head,
-            shape.width,
-        ];
-        if sizes.contains(&0) || !shape.width.is_multiple_of(shape.n_head) {
-            return Err(ModelError::Shape(format!(
-                "sizes must be positive and width a multiple of n_head, found {shape:?}"
-            )));
-        }
-        Ok(shape)
-    }
-
-    /// Weights of all matrices.
-    pub fn matrix_weights(&self) -> u64 {
-        let (v, t, c, f) = (self.vocab, self.context, self.width, self.ff_width);
-        let heads = if self.tie_head { 1 } else { 2 };
-        (heads * v * c + t * c + self.n_layer * (4 * c * c + 2 * c * f)) as u64
-    }
-
-    /// The attention of `sequences` sequences of `time` tokens.
-    pub(crate) fn attention(&self, sequences: usize, time: usize) -> AttentionShape {
-        AttentionShape {
-            batch: sequences,
-            time,
-            heads: self.n_head,
-            kv_heads: self.n_head,
-            head_dim: self.width / self.n_head,
-        }
-    }
-}
+use crate::layers::{Norm, Param, ParamMut, Pieces};
+use crate::rope::Rope;
+use crate::shape::ModelShape;
 
 /// The micro-batches of one pass: token windows and what follows each token.
 #[derive(Clone, Copy, Debug)]
@@ -115,12 +33,15 @@ pub struct Pass<'a> {
     pub targets: &'a [u32],
 }
 
-/// A GPT; trainable or for inference.
+/// A decoder of the GPT-2 or Llama family; trainable or for inference.
 #[derive(Clone, Debug)]
 pub struct Model {
-    pub(crate) shape: GptShape,
+    pub(crate) shape: ModelShape,
     pub(crate) tok_embedding: Weight,
-    pub(crate) pos_embedding: Weight,
+    /// `None` where positions are rotary.
+    pub(crate) pos_embedding: Option<Weight>,
+    /// `None` where positions are learned.
+    pub(crate) rope: Option<Rope>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Norm,
     /// `None` when tied to the token embedding.
@@ -130,84 +51,11 @@ pub struct Model {
 impl Model {
     /// A model with fresh weights, a pure function of config, vocabulary and seed.
     pub fn new(config: &Config, vocab: usize) -> Result<Self, ModelError> {
-        let shape = GptShape::new(config, vocab)?;
-        let m = &config.model;
-        let grid = Grid::by_id(&m.grid)
-            .ok_or_else(|| ModelError::Shape(format!("unknown grid '{}'", m.grid)))?;
-        let fine = Grid::fine();
-        let mut init = Init {
-            config,
-            next_tensor: 0,
-        };
-        let (c, f) = (shape.width, shape.ff_width);
-        let std = m.init_std;
-        let residual_std = std / (2.0 * shape.n_layer as f32).sqrt();
-
-        let part = FloatPart::Embeddings;
-        let tok_embedding = init.matrix(
-            "tok_embedding",
-            (shape.vocab, c),
-            m.embedding_std,
-            &grid,
-            part,
-        )?;
-        let pos_embedding = init.matrix(
-            "pos_embedding",
-            (shape.context, c),
-            m.embedding_std,
-            &grid,
-            part,
-        )?;
-        let mut blocks = Vec::with_capacity(shape.n_layer);
-        for layer in 0..shape.n_layer {
-            let last = layer + 1 == shape.n_layer;
-            let grid = if last && m.fine_last_block {
-                &fine
-            } else {
-                &grid
-            };
-            let mut linear = |name: &str, rows, cols, std, part| {
-                init.linear(
-                    &format!("blocks.{layer}.{name}"),
-                    (rows, cols),
-                    std,
-                    grid,
-                    part,
-                    shape.biases,
-                )
-            };
-            let qkv = linear("qkv", 3 * c, c, std, FloatPart::Attention)?;
-            let attention_out = linear("attention_out", c, c, residual_std, FloatPart::Attention)?;
-            let up = linear("up", f, c, std, FloatPart::Mlp)?;
-            let down = linear("down", c, f, residual_std, FloatPart::Mlp)?;
-            let norm = |name: &str| Norm::new(&format!("blocks.{layer}.{name}"), c, shape.biases);
-            blocks.push(Block {
-                norm1: norm("norm1"),
-                qkv,
-                attention_out,
-                norm2: norm("norm2"),
-                up,
-                down,
-            });
-        }
-        let head = if shape.tie_head {
-            None
-        } else {
-            Some(init.matrix("head", (shape.vocab, c), std, &grid, FloatPart::Head)?)
-        };
-        let norm = Norm::new("norm", c, shape.biases);
-        Ok(Model {
-            shape,
-            tok_embedding,
-            pos_embedding,
-            blocks,
-            norm,
-            head,
-        })
+        build(config, vocab, &mut Fresh::new(config))
     }
 
     /// The sizes.
-    pub fn shape(&self) -> &GptShape {
+    pub fn shape(&self) -> &ModelShape {
         &self.shape
     }
 
@@ -295,9 +143,10 @@ impl Model {
         let n = pieces.rows();
         let c = self.shape.width;
         let time = pass.time;
-        let positions = &mut acts.positions[..time * c];
-        fill_rows(isa, &self.pos_embedding, 0..time, positions);
-        let positions = &*positions;
+        if let Some(embedding) = &self.pos_embedding {
+            fill_rows(isa, embedding, 0..time, &mut acts.positions[..time * c]);
+        }
+        let positions = self.pos_embedding.as_ref().map(|_| &acts.positions);
         let tok = &self.tok_embedding;
         acts.inputs[0][..n * c]
             .par_chunks_mut(time * c)
@@ -305,10 +154,15 @@ impl Model {
             .for_each(|(stream, tokens)| {
                 for (t, (row, &token)) in stream.chunks_exact_mut(c).zip(tokens).enumerate() {
                     kernels::MatrixRows::fill_row(tok, isa, token as usize, row);
-                    kernels::add(isa, &positions[t * c..(t + 1) * c], row);
+                    if let Some(positions) = positions {
+                        kernels::add(isa, &positions[t * c..(t + 1) * c], row);
+                    }
                 }
             });
-        let attention = self.shape.attention(n / time, time);
+        let attention = Attention {
+            shape: self.shape.attention(n / time, time),
+            rope: self.rope.as_ref(),
+        };
         let segment = acts.segment_len();
         for (layer, block) in self.blocks.iter().enumerate() {
             let slot = layer % segment;
@@ -365,7 +219,10 @@ impl Model {
     ) -> bool {
         let n = pieces.rows();
         let c = self.shape.width;
-        let attention = self.shape.attention(n / pass.time, pass.time);
+        let attention = Attention {
+            shape: self.shape.attention(n / pass.time, pass.time),
+            rope: self.rope.as_ref(),
+        };
         let segment = acts.segment_len();
         let n_layer = self.blocks.len();
         let last_segment = (n_layer - 1) / segment;
@@ -423,15 +280,15 @@ impl Model {
                 }
             };
 
-            finite &= self
-                .pos_embedding
-                .accumulate(ctx, micro_batch, 0..time, &|tile, grad| {
+            if let Some(embedding) = &mut self.pos_embedding {
+                finite &= embedding.accumulate(ctx, micro_batch, 0..time, &|tile, grad| {
                     grad.fill(0.0);
                     for (t, out) in tile.zip(grad.chunks_exact_mut(c)) {
                         add_rows(&mut (0..sequences).map(|b| b * time + t), out);
                     }
                 });
-            self.pos_embedding.end_micro_batch(ctx);
+                embedding.end_micro_batch(ctx);
+            }
 
             acts.token_index.build(&pass.tokens[rows.clone()]);
             let index = &acts.token_index;
@@ -543,7 +400,8 @@ impl Model {
             Param::Matrix(weight) => weight.allocated_bytes().total(),
             Param::Vector(vector) => vector.allocated_bytes(),
         };
-        self.params().into_iter().map(bytes).sum()
+        let rope = self.rope.as_ref().map_or(0, Rope::allocated_bytes);
+        self.params().into_iter().map(bytes).sum::<u64>() + rope
     }
 
     /// A model for inference from the tensors of a checkpoint.
@@ -552,72 +410,12 @@ impl Model {
         vocab: usize,
         file: &TensorFile,
     ) -> Result<Self, ModelError> {
-        let shape = GptShape::new(config, vocab)?;
-        let (c, f) = (shape.width, shape.ff_width);
-        let matrix = |name: &str, rows: usize, cols: usize| -> Result<Weight, ModelError> {
-            if !file.quant_names().any(|quant| quant == name) {
-                return Ok(Weight::from_dense(
-                    name,
-                    rows,
-                    cols,
-                    file.f32(name, &[rows, cols])?,
-                ));
-            }
-            let matrix = file.quant(name)?;
-            if (matrix.rows(), matrix.cols()) != (rows, cols) {
-                let (r, k) = (matrix.rows(), matrix.cols());
-                return Err(ModelError::Shape(format!(
-                    "{name} is {r} x {k}, expected {rows} x {cols}"
-                )));
-            }
-            Ok(Weight::from_quant(name, matrix))
-        };
-        let vector = |name: &str, len: usize| -> Result<FloatVector, ModelError> {
-            Ok(FloatVector::new(name, file.f32(name, &[len])?).without_training())
-        };
-        let norm = |name: &str| -> Result<Norm, ModelError> {
-            let weight = vector(&format!("{name}.weight"), c)?;
-            let bias = shape
-                .biases
-                .then(|| vector(&format!("{name}.bias"), c))
-                .transpose()?;
-            Ok(Norm { weight, bias })
-        };
-        let linear = |name: String, rows: usize, cols: usize| -> Result<Linear, ModelError> {
-            let weight = matrix(&name, rows, cols)?;
-            let bias = shape
-                .biases
-                .then(|| vector(&format!("{name}.bias"), rows))
-                .transpose()?;
-            Ok(Linear { weight, bias })
-        };
-        let block = |layer: usize| -> Result<Block, ModelError> {
-            Ok(Block {
-                norm1: norm(&format!("blocks.{layer}.norm1"))?,
-                qkv: linear(format!("blocks.{layer}.qkv"), 3 * c, c)?,
-                attention_out: linear(format!("blocks.{layer}.attention_out"), c, c)?,
-                norm2: norm(&format!("blocks.{layer}.norm2"))?,
-                up: linear(format!("blocks.{layer}.up"), f, c)?,
-                down: linear(format!("blocks.{layer}.down"), c, f)?,
-            })
-        };
-        Ok(Model {
-            shape,
-            tok_embedding: matrix("tok_embedding", shape.vocab, c)?,
-            pos_embedding: matrix("pos_embedding", shape.context, c)?,
-            blocks: (0..shape.n_layer).map(block).collect::<Result<_, _>>()?,
-            norm: norm("norm")?,
-            head: (!shape.tie_head)
-                .then(|| matrix("head", shape.vocab, c))
-                .transpose()?,
-        })
+        build(config, vocab, &mut Stored(file))
     }
 
     pub(crate) fn params(&self) -> Vec<Param<'_>> {
-        let mut params = vec![
-            Param::Matrix(&self.tok_embedding),
-            Param::Matrix(&self.pos_embedding),
-        ];
+        let mut params = vec![Param::Matrix(&self.tok_embedding)];
+        params.extend(self.pos_embedding.as_ref().map(Param::Matrix));
         for block in &self.blocks {
             block.params(&mut params);
         }
@@ -628,7 +426,9 @@ impl Model {
 
     pub(crate) fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {
         each(ParamMut::Matrix(&mut self.tok_embedding));
-        each(ParamMut::Matrix(&mut self.pos_embedding));
+        if let Some(embedding) = &mut self.pos_embedding {
+            each(ParamMut::Matrix(embedding));
+        }
         for block in &mut self.blocks {
             block.for_each_mut(each);
         }
@@ -710,79 +510,4 @@ impl HeadPiece<'_> {
             scratch,
         )
     }
-}
-
-/// Numbers and fills the matrices of a new model.
-struct Init<'a> {
-    config: &'a Config,
-    next_tensor: u16,
-}
-
-impl Init<'_> {
-    fn matrix(
-        &mut self,
-        name: &str,
-        (rows, cols): (usize, usize),
-        std: f32,
-        grid: &Grid,
-        part: FloatPart,
-    ) -> Result<Weight, ModelError> {
-        let tensor = self.next_tensor;
-        self.next_tensor += 1;
-        let config = self.config;
-        let on_grid = config.optim.rule != Rule::Adamw && !config.model.is_float(part);
-        let spec = WeightSpec {
-            rule: config.optim.rule,
-            grid: on_grid.then_some(grid),
-            std,
-            scale_per_std: config.model.scale_per_std,
-            many_micro_batches: config.train.micro_batches > 1,
-        };
-        let initial = normal_values(config.train.seed, tensor, rows * cols, std);
-        Ok(Weight::new(name, tensor, (rows, cols), initial, &spec)?)
-    }
-
-    fn linear(
-        &mut self,
-        name: &str,
-        size: (usize, usize),
-        std: f32,
-        grid: &Grid,
-        part: FloatPart,
-        bias: bool,
-    ) -> Result<Linear, ModelError> {
-        let weight = self.matrix(name, size, std, grid, part)?;
-        let bias = bias.then(|| FloatVector::new(format!("{name}.bias"), vec![0.0; size.0]));
-        Ok(Linear { weight, bias })
-    }
-}
-
-/// `len` values ~ N(0, std²), a pure function of (seed, tensor): Box-Muller over counter-based
-/// random numbers.
-fn normal_values(seed: u64, tensor: u16, len: usize, std: f32) -> Vec<f32> {
-    let key = [seed as u32, (seed >> 32) as u32];
-    let mut values = vec![0.0f32; len];
-    values.par_chunks_mut(4).enumerate().for_each(|(i, chunk)| {
-        let words = philox4x32(
-            [
-                i as u32,
-                (i as u64 >> 32) as u32,
-                u32::from(tensor),
-                INIT_STREAM << 28,
-            ],
-            key,
-        );
-        let uniform = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
-        for (pair, words) in chunk.chunks_mut(2).zip(words.chunks_exact(2)) {
-            let radius = (-2.0 * uniform(words[0]).ln()).sqrt() * f64::from(std);
-            let angle = std::f64::consts::TAU * uniform(words[1]);
-            for (value, normal) in pair
-                .iter_mut()
-                .zip([radius * angle.cos(), radius * angle.sin()])
-            {
-                *value = normal as f32;
-            }
-        }
-    });
-    values
 }

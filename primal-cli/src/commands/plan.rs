@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::{Result, bail};
-use primal_model::GptShape;
+use primal_model::ModelShape;
 use primal_model::config::{Backend, Config};
 use primal_model::data::Documents;
 use primal_model::ledger::Ledger;
@@ -42,7 +42,7 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     if config.train.backend == Backend::Cuda {
         bail!("this build has no CUDA backend; hint: use --backend cpu");
     }
-    let shape = GptShape::new(&config, vocabulary(&config)?)?;
+    let shape = ModelShape::new(&config, vocabulary(&config)?)?;
     let threads = match config.train.threads {
         0 => available_parallelism().map_or(1, usize::from),
         threads => threads,

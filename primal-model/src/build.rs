@@ -1,0 +1,243 @@
+//! A model put together from its parts, wherever they come from: fresh random weights to train, or
+//! the tensors of a file.
+
+use primal_kernels::philox4x32;
+use primal_lut::{Grid, TensorFile};
+use primal_optim::{FloatVector, Rule, Weight, WeightSpec};
+use rayon::prelude::*;
+
+use crate::block::Block;
+use crate::config::{Config, FloatPart};
+use crate::error::ModelError;
+use crate::layers::{Linear, Norm};
+use crate::model::Model;
+use crate::rope::Rope;
+use crate::shape::ModelShape;
+
+/// Random stream of the initial weights; the optimizer uses streams 0 to 2.
+const INIT_STREAM: u32 = 3;
+
+/// Where parameters come from.
+pub(crate) trait Source {
+    /// The matrix `name` of (rows, cols); a fresh one has the standard deviation `std` and lives
+    /// on `grid` unless the configuration keeps its part float.
+    fn matrix(
+        &mut self,
+        name: &str,
+        size: (usize, usize),
+        std: f32,
+        grid: &Grid,
+        part: FloatPart,
+    ) -> Result<Weight, ModelError>;
+
+    /// The vector `name` of `len` elements; a fresh one holds `initial` everywhere.
+    fn vector(&self, name: String, len: usize, initial: f32) -> Result<FloatVector, ModelError>;
+}
+
+/// The model that `config` describes, its parameters taken from `source` in the order of the
+/// forward pass.
+pub(crate) fn build(
+    config: &Config,
+    vocab: usize,
+    source: &mut dyn Source,
+) -> Result<Model, ModelError> {
+    let shape = ModelShape::new(config, vocab)?;
+    let m = &config.model;
+    let grid = Grid::by_id(&m.grid)
+        .ok_or_else(|| ModelError::Shape(format!("unknown grid '{}'", m.grid)))?;
+    let c = shape.width;
+    let mut embedding = |name: &str, rows| {
+        source.matrix(
+            name,
+            (rows, c),
+            m.embedding_std,
+            &grid,
+            FloatPart::Embeddings,
+        )
+    };
+    let tok_embedding = embedding("tok_embedding", shape.vocab)?;
+    let pos_embedding = shape
+        .learned_positions()
+        .then(|| embedding("pos_embedding", shape.context))
+        .transpose()?;
+    let mut blocks = Vec::with_capacity(shape.n_layer);
+    for layer in 0..shape.n_layer {
+        blocks.push(block(config, &shape, layer, source, &grid)?);
+    }
+    let head = (!shape.tie_head)
+        .then(|| source.matrix("head", (shape.vocab, c), m.init_std, &grid, FloatPart::Head))
+        .transpose()?;
+    let norm = Norm::new(m, "norm", &|name, len, initial| {
+        source.vector(name, len, initial)
+    })?;
+    Ok(Model {
+        rope: Rope::new(m, &shape),
+        shape,
+        tok_embedding,
+        pos_embedding,
+        blocks,
+        norm,
+        head,
+    })
+}
+
+fn block(
+    config: &Config,
+    shape: &ModelShape,
+    layer: usize,
+    source: &mut dyn Source,
+    grid: &Grid,
+) -> Result<Block, ModelError> {
+    let m = &config.model;
+    let fine = Grid::fine();
+    let last = layer + 1 == shape.n_layer;
+    let grid = if last && m.fine_last_block {
+        &fine
+    } else {
+        grid
+    };
+    let [qkv, attention_out, up, down] = shape.block_matrices();
+    let residual_std = m.init_std / (2.0 * shape.n_layer as f32).sqrt();
+    let mut linear = |name, size: (usize, usize), std, part, has_bias: bool| {
+        let name = format!("blocks.{layer}.{name}");
+        let weight = source.matrix(&name, size, std, grid, part)?;
+        let bias = has_bias.then(|| source.vector(format!("{name}.bias"), size.0, 0.0));
+        Ok::<_, ModelError>(Linear {
+            weight,
+            bias: bias.transpose()?,
+        })
+    };
+    let qkv = linear("qkv", qkv, m.init_std, FloatPart::Attention, shape.qkv_bias)?;
+    let part = FloatPart::Attention;
+    let attention_out = linear(
+        "attention_out",
+        attention_out,
+        residual_std,
+        part,
+        shape.biases,
+    )?;
+    let up = linear("up", up, m.init_std, FloatPart::Mlp, shape.biases)?;
+    let down = linear("down", down, residual_std, FloatPart::Mlp, shape.biases)?;
+    let norm = |name: &str| {
+        let name = format!("blocks.{layer}.{name}");
+        Norm::new(m, &name, &|name, len, initial| {
+            source.vector(name, len, initial)
+        })
+    };
+    Ok(Block {
+        norm1: norm("norm1")?,
+        qkv,
+        attention_out,
+        norm2: norm("norm2")?,
+        feed_forward: shape.feed_forward,
+        up,
+        down,
+    })
+}
+
+/// New parameters to train: a pure function of the configuration.
+pub(crate) struct Fresh<'a> {
+    config: &'a Config,
+    next_tensor: u16,
+}
+
+impl<'a> Fresh<'a> {
+    pub(crate) fn new(config: &'a Config) -> Self {
+        Fresh {
+            config,
+            next_tensor: 0,
+        }
+    }
+}
+
+impl Source for Fresh<'_> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        std: f32,
+        grid: &Grid,
+        part: FloatPart,
+    ) -> Result<Weight, ModelError> {
+        let tensor = self.next_tensor;
+        self.next_tensor += 1;
+        let config = self.config;
+        let on_grid = config.optim.rule != Rule::Adamw && !config.model.is_float(part);
+        let spec = WeightSpec {
+            rule: config.optim.rule,
+            grid: on_grid.then_some(grid),
+            std,
+            scale_per_std: config.model.scale_per_std,
+            many_micro_batches: config.train.micro_batches > 1,
+        };
+        let initial = normal_values(config.train.seed, tensor, rows * cols, std);
+        Ok(Weight::new(name, tensor, (rows, cols), initial, &spec)?)
+    }
+
+    fn vector(&self, name: String, len: usize, initial: f32) -> Result<FloatVector, ModelError> {
+        Ok(FloatVector::new(name, vec![initial; len]))
+    }
+}
+
+/// The tensors of a checkpoint, for inference.
+pub(crate) struct Stored<'a>(pub(crate) &'a TensorFile);
+
+impl Source for Stored<'_> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        _std: f32,
+        _grid: &Grid,
+        _part: FloatPart,
+    ) -> Result<Weight, ModelError> {
+        let file = self.0;
+        if !file.quant_names().any(|quant| quant == name) {
+            let values = file.f32(name, &[rows, cols])?;
+            return Ok(Weight::from_dense(name, rows, cols, values));
+        }
+        let matrix = file.quant(name)?;
+        if (matrix.rows(), matrix.cols()) != (rows, cols) {
+            let (r, k) = (matrix.rows(), matrix.cols());
+            return Err(ModelError::Shape(format!(
+                "{name} is {r} x {k}, expected {rows} x {cols}"
+            )));
+        }
+        Ok(Weight::from_quant(name, matrix))
+    }
+
+    fn vector(&self, name: String, len: usize, _initial: f32) -> Result<FloatVector, ModelError> {
+        let values = self.0.f32(&name, &[len])?;
+        Ok(FloatVector::new(name, values).without_training())
+    }
+}
+
+/// `len` values ~ N(0, std²), a pure function of (seed, tensor): Box-Muller over counter-based
+/// random numbers.
+fn normal_values(seed: u64, tensor: u16, len: usize, std: f32) -> Vec<f32> {
+    let key = [seed as u32, (seed >> 32) as u32];
+    let mut values = vec![0.0f32; len];
+    values.par_chunks_mut(4).enumerate().for_each(|(i, chunk)| {
+        let words = philox4x32(
+            [
+                i as u32,
+                (i as u64 >> 32) as u32,
+                u32::from(tensor),
+                INIT_STREAM << 28,
+            ],
+            key,
+        );
+        let uniform = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
+        for (pair, words) in chunk.chunks_mut(2).zip(words.chunks_exact(2)) {
+            let radius = (-2.0 * uniform(words[0]).ln()).sqrt() * f64::from(std);
+            let angle = std::f64::consts::TAU * uniform(words[1]);
+            for (value, normal) in pair
+                .iter_mut()
+                .zip([radius * angle.cos(), radius * angle.sin()])
+            {
+                *value = normal as f32;
+            }
+        }
+    });
+    values
+}
