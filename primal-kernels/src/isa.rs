@@ -49,11 +49,48 @@ impl Tier {
     }
 }
 
+/// Instructions beyond a tier's own that integer and bf16 kernels use where they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Extras {
+    /// Dot products of four bytes: AVX-VNNI in the tier `avx2`, AVX-512 VNNI in `avx512`.
+    pub vnni: bool,
+    /// Dot products of two bf16: AVX-512 BF16.
+    pub bf16: bool,
+}
+
+impl Extras {
+    const NONE: Extras = Extras {
+        vnni: false,
+        bf16: false,
+    };
+
+    #[cfg(target_arch = "x86_64")]
+    fn detected(tier: Tier) -> Extras {
+        match tier {
+            Tier::Scalar => Extras::NONE,
+            Tier::Avx2 => Extras {
+                vnni: is_x86_feature_detected!("avxvnni"),
+                bf16: false,
+            },
+            Tier::Avx512 => Extras {
+                vnni: is_x86_feature_detected!("avx512vnni"),
+                bf16: is_x86_feature_detected!("avx512bf16"),
+            },
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detected(_tier: Tier) -> Extras {
+        Extras::NONE
+    }
+}
+
 /// Proof that the CPU has a tier: kernels that take it are safe to call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Isa {
-    // Invariant: `tier.detected()` was true.
+    // Invariant: `tier.detected()` was true, and every flag of `extras` was detected with it.
     tier: Tier,
+    extras: Extras,
 }
 
 impl Isa {
@@ -63,11 +100,15 @@ impl Isa {
             .into_iter()
             .find(|tier| tier.detected())
             .unwrap_or(Tier::Scalar);
-        Isa { tier }
+        Isa {
+            tier,
+            extras: Extras::detected(tier),
+        }
     }
 
-    /// The tier that `PRIMAL_ISA` names (`scalar`, `avx2`, `avx512` or `neon`), or
-    /// [`Isa::best`] where the variable is unset or empty.
+    /// The tier that `PRIMAL_ISA` names (`scalar`, `avx2`, `avx512` or `neon`; `avx2-plain` and
+    /// `avx512-plain` leave out [`Extras`]), or [`Isa::best`] where the variable is unset or
+    /// empty.
     ///
     /// # Errors
     /// An unknown name, or a tier that this CPU does not have.
@@ -87,6 +128,8 @@ impl Isa {
             "scalar" => Isa::new(Tier::Scalar),
             "avx2" => Isa::new(Tier::Avx2),
             "avx512" => Isa::new(Tier::Avx512),
+            "avx2-plain" => Isa::new(Tier::Avx2).map(Isa::plain),
+            "avx512-plain" => Isa::new(Tier::Avx512).map(Isa::plain),
             // A tier of the design that this build has no code for.
             "neon" => Err(KernelError::UnavailableTier { name: "neon" }),
             _ => Err(KernelError::UnknownTier {
@@ -101,7 +144,8 @@ impl Isa {
     /// [`KernelError::UnavailableTier`] where the CPU does not have it.
     pub fn new(tier: Tier) -> Result<Isa, KernelError> {
         if tier.detected() {
-            Ok(Isa { tier })
+            let extras = Extras::detected(tier);
+            Ok(Isa { tier, extras })
         } else {
             Err(KernelError::UnavailableTier { name: tier.name() })
         }
@@ -113,6 +157,32 @@ impl Isa {
             .into_iter()
             .filter_map(|tier| Isa::new(tier).ok())
             .collect()
+    }
+
+    /// Every tier of this CPU with and without its [`Extras`], scalar first: what the tests of
+    /// integer kernels run on.
+    pub fn variants() -> Vec<Isa> {
+        let mut list = Vec::new();
+        for isa in Isa::available() {
+            if isa.extras != Extras::NONE {
+                list.push(isa.plain());
+            }
+            list.push(isa);
+        }
+        list
+    }
+
+    /// The same tier without its [`Extras`].
+    pub fn plain(self) -> Isa {
+        Isa {
+            tier: self.tier,
+            extras: Extras::NONE,
+        }
+    }
+
+    /// What the CPU has beyond the tier.
+    pub fn extras(self) -> Extras {
+        self.extras
     }
 
     /// The tier's name, as `PRIMAL_ISA` takes it.

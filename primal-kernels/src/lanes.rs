@@ -130,6 +130,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
 
     /// Toward zero. Every lane must be within i32.
     fn truncate(self, x: Self::F) -> Self::I;
+    /// To nearest, ties to even. Every lane must be within i32.
+    fn round(self, x: Self::F) -> Self::I;
     /// Signed to nearest f32.
     fn convert(self, x: Self::I) -> Self::F;
     fn to_bits(self, x: Self::F) -> Self::I;

@@ -6,6 +6,9 @@
 //! that depend on shapes alone. Dense products are the `gemm` crate's, which chooses by itself.
 //!
 //! - **Weights on a grid**: [`decode_row`], [`matvec`], [`fill_rows`] over [`MatrixRows`].
+//! - **Integers**: [`QuantisedRows`] of int8 activations times grid weights, summed in i32:
+//!   [`int8_matvec`] over [`PackedWeights`] for one token, [`int8_matmul_nt`] for many,
+//!   [`int8_matmul_nn`] for input gradients.
 //! - **Votes**: [`cast_votes_i8`] draws them from a gradient, [`count_row`] counts a ballot and
 //!   flips codes; random numbers are a function of their place ([`VoteRng`], [`uniform16`]).
 //! - **Layers**: [`matmul_nt`], [`attention`], [`norm()`], [`rotate`], [`gelu`], [`swiglu`],
@@ -43,10 +46,13 @@
 mod act;
 mod adamw;
 mod attention;
+mod bandwidth;
 mod counting;
 mod dense;
 mod error;
 mod grid;
+mod huge;
+mod int8;
 mod isa;
 mod lanes;
 mod loss;
@@ -61,11 +67,17 @@ mod vote;
 pub use act::{add, add_bias, gelu, gelu_backward, gelu_in_place, sum_rows};
 pub use adamw::{AdamStep, adamw, all_finite, scale, sum_squares};
 pub use attention::{AttentionShape, attention, attention_backward, attention_decode};
+pub use bandwidth::read_bandwidth;
 pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;
 pub use grid::{decode_row, decode_values, dot, matvec};
-pub use isa::{Isa, Tier};
+pub use huge::{HugeArena, HugeBytes};
+pub use int8::{
+    INT8_MAX_COLS, Int8Grid, Int8Rows, PackedWeights, QuantisedRows, int8_matmul_nn,
+    int8_matmul_nt, int8_matvec, int8_panel_bytes,
+};
+pub use isa::{Extras, Isa, Tier};
 pub use loss::{
     CrossEntropyScratch, IGNORED, VOCAB_TILE, cross_entropy_backward_tile, cross_entropy_forward,
     vocab_tiles,

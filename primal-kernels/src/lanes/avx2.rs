@@ -325,6 +325,10 @@ impl Lanes for Avx2 {
         both!(_mm256_cvttps_epi32(x))
     }
     #[inline(always)]
+    fn round(self, x: Floats) -> Ints {
+        both!(_mm256_cvtps_epi32(x))
+    }
+    #[inline(always)]
     fn convert(self, x: Ints) -> Floats {
         both!(_mm256_cvtepi32_ps(x))
     }

@@ -250,6 +250,10 @@ impl Lanes for Avx512 {
         simd!(_mm512_cvttps_epi32(x))
     }
     #[inline(always)]
+    fn round(self, x: __m512) -> __m512i {
+        simd!(_mm512_cvtps_epi32(x))
+    }
+    #[inline(always)]
     fn convert(self, x: __m512i) -> __m512 {
         simd!(_mm512_cvtepi32_ps(x))
     }

@@ -227,6 +227,10 @@ impl Lanes for Scalar {
         x.map(|x| x as i32)
     }
     #[inline(always)]
+    fn round(self, x: Self::F) -> Self::I {
+        x.map(|x| x.round_ties_even() as i32)
+    }
+    #[inline(always)]
     fn convert(self, x: Self::I) -> Self::F {
         x.map(|x| x as f32)
     }

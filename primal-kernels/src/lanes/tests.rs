@@ -69,6 +69,9 @@ fn float_ops<L: Lanes>(lanes: L, a: &[f32; 16], b: &[f32; 16], out: &mut [[u32; 
     let mut tail = [9.0; 16];
     lanes.store_tail(x, &mut tail[..5]);
     out[15] = tail.map(f32::to_bits);
+    let mut rounded = [0; 16];
+    lanes.store_i(lanes.round(finite), &mut rounded);
+    out[16] = rounded.map(i32::cast_unsigned);
 }
 
 fn plain_float_ops(a: &[f32; 16], b: &[f32; 16]) -> Vec<[u32; 16]> {
@@ -115,6 +118,7 @@ fn plain_float_ops(a: &[f32; 16], b: &[f32; 16]) -> Vec<[u32; 16]> {
                 9.0_f32.to_bits()
             }
         }),
+        a.map(|a| (clamp(a).round_ties_even() as i32).cast_unsigned()),
     ]
 }
 
@@ -124,7 +128,7 @@ fn float_operations_match_plain_arithmetic() {
         for shift in 0..16 {
             let mut b = SAMPLE;
             b.rotate_left(shift);
-            let mut got = vec![[0; 16]; 16];
+            let mut got = vec![[0; 16]; 17];
             dispatch!(isa, float_ops(&SAMPLE, &b, &mut got));
             for (op, (got, want)) in got.iter().zip(plain_float_ops(&SAMPLE, &b)).enumerate() {
                 assert_eq!(got, &want, "{}: operation {op}, shift {shift}", isa.name());

@@ -1,0 +1,110 @@
+//! The product of a matrix and one token: bound by the memory that the codes come from.
+
+use rayon::prelude::*;
+
+use super::packed::{BLOCK_ROWS, Block, step_value};
+use super::{GROUP_UNIT, Int8Grid, PackedWeights, Path, QuantisedRows};
+use crate::isa::Isa;
+
+/// Weights that one task reads, at least a block of rows: 64 KiB of codes.
+const TASK_WEIGHTS: usize = 1 << 17;
+
+/// One token as the kernels take it.
+#[derive(Clone, Copy)]
+pub(super) struct Token<'a> {
+    /// Steps of eight columns, at least as many as the weights have.
+    pub(super) values: &'a [[i8; 8]],
+    /// Sums of 32 columns.
+    pub(super) unit_sums: &'a [i32],
+    /// Of the token, the unit of the table in it.
+    pub(super) scale: f32,
+}
+
+impl Token<'_> {
+    /// 128 · Σ q over the steps of group `group`: what the unsigned form of the weights adds.
+    #[inline(always)]
+    pub(super) fn offset(&self, group: usize, group_steps: usize) -> i32 {
+        let units = (8 * group_steps).div_ceil(GROUP_UNIT);
+        let start = (group * units).min(self.unit_sums.len());
+        let end = (start + units).min(self.unit_sums.len());
+        128 * self.unit_sums[start..end].iter().sum::<i32>()
+    }
+}
+
+/// y = W x for one quantised token, `y` (rows) f32; see [the module](super) for the exact result.
+///
+/// # Panics
+/// If `x` does not hold one row of `weights.cols()` or `y` has another length than its rows.
+pub fn int8_matvec(isa: Isa, weights: &PackedWeights, x: &QuantisedRows, y: &mut [f32]) {
+    assert_eq!((x.rows(), x.cols()), (1, weights.cols()), "one token");
+    assert_eq!(y.len(), weights.rows(), "output of a matrix-vector product");
+    let token = Token {
+        values: x.row(0).as_chunks().0,
+        unit_sums: x.unit_sums(0),
+        scale: x.scale(0) * weights.table().unit_value,
+    };
+    let path = Path::of(isa);
+    let task_blocks = (TASK_WEIGHTS / (BLOCK_ROWS * weights.cols())).max(1);
+    y.par_chunks_mut(task_blocks * BLOCK_ROWS)
+        .enumerate()
+        .for_each(|(task, y)| {
+            for (i, y) in y.chunks_mut(BLOCK_ROWS).enumerate() {
+                let block = weights.block(task * task_blocks + i);
+                let mut out = [0.0; BLOCK_ROWS];
+                block_product(isa, path, weights.table(), block, token, &mut out);
+                y.copy_from_slice(&out[..y.len()]);
+            }
+        });
+}
+
+fn block_product(
+    isa: Isa,
+    path: Path,
+    table: &Int8Grid,
+    block: Block<'_>,
+    token: Token<'_>,
+    out: &mut [f32; BLOCK_ROWS],
+) {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 | Path::AvxVnni | Path::Avx512Vnni => {
+            super::x86::block_product(isa, table, block, token, out);
+        }
+        _ => block_product_scalar(table, block, token, out),
+    }
+}
+
+/// The specification.
+fn block_product_scalar(
+    table: &Int8Grid,
+    block: Block<'_>,
+    token: Token<'_>,
+    out: &mut [f32; BLOCK_ROWS],
+) {
+    out.fill(0.0);
+    let groups = block.codes.chunks(block.group_steps).enumerate();
+    for ((group, codes), scales) in groups.zip(block.scales) {
+        let start = group * block.group_steps;
+        let mut sums = [0i32; BLOCK_ROWS];
+        for (i, codes) in codes.iter().enumerate() {
+            let high = block.high.get(start + i);
+            for (half, values) in token.values[start + i]
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .enumerate()
+            {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    for (q, &value) in values.iter().enumerate() {
+                        let weight = step_value(table, codes, high, half, 4 * r + q);
+                        *sum += i32::from(weight) * i32::from(value);
+                    }
+                }
+            }
+        }
+        for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
+            *out += sum as f32 * scale;
+        }
+    }
+    out.iter_mut().for_each(|out| *out *= token.scale);
+}

@@ -1,0 +1,186 @@
+//! Activations as int8, one scale a token.
+
+use rayon::prelude::*;
+
+use super::{GROUP_UNIT, INT8_MAX_COLS};
+use crate::isa::{Isa, dispatch};
+use crate::lanes::{LANES, Lanes};
+
+/// Rows start at multiples of this, so that every kernel reads whole vectors.
+const ROW_ALIGNMENT: usize = 64;
+
+/// Values that one task quantises, at least a row.
+const TASK_VALUES: usize = 1 << 15;
+
+/// Token rows as int8: value = scale · q, q = round(x · 127 / max |x|), ties to even.
+///
+/// The buffers are allocated once, for the largest product they are used in.
+#[derive(Debug, Clone)]
+pub struct QuantisedRows {
+    /// (rows, stride) i8, zeros past the columns.
+    values: Vec<i8>,
+    /// (rows) f32: max |x| / 127; NaN for a row that is not finite.
+    scales: Vec<f32>,
+    /// (rows, stride / 32) i32: sums of 32 columns.
+    sums: Vec<i32>,
+    rows: usize,
+    cols: usize,
+}
+
+impl QuantisedRows {
+    /// Room for `rows` rows of `cols` columns, or any product of the two that is no larger.
+    pub fn new(rows: usize, cols: usize) -> Self {
+        let stride = cols.next_multiple_of(ROW_ALIGNMENT);
+        QuantisedRows {
+            values: vec![0; rows * stride],
+            scales: vec![0.0; rows],
+            sums: vec![0; rows * stride / GROUP_UNIT],
+            rows: 0,
+            cols: 0,
+        }
+    }
+
+    /// Bytes of [`QuantisedRows::new`].
+    pub fn bytes(rows: usize, cols: usize) -> u64 {
+        let stride = cols.next_multiple_of(ROW_ALIGNMENT);
+        (rows * (stride + 4 + 4 * stride / GROUP_UNIT)) as u64
+    }
+
+    /// Bytes held.
+    pub fn allocated_bytes(&self) -> u64 {
+        (self.values.len() + 4 * self.scales.len() + 4 * self.sums.len()) as u64
+    }
+
+    /// Quantises `x` (rows, cols) f32, each column times `col_scale` (cols) first if there is one:
+    /// the gradient of a layer's output takes the row scales of the layer's weights that way.
+    ///
+    /// # Panics
+    /// If the rows do not fit, or `cols` is 0 or beyond [`INT8_MAX_COLS`].
+    pub fn quantise(&mut self, isa: Isa, x: &[f32], cols: usize, col_scale: Option<&[f32]>) {
+        assert!((1..=INT8_MAX_COLS).contains(&cols), "{cols} columns");
+        assert!(x.len().is_multiple_of(cols), "whole rows");
+        if let Some(scale) = col_scale {
+            assert_eq!(scale.len(), cols, "a scale a column");
+        }
+        let rows = x.len() / cols;
+        let stride = cols.next_multiple_of(ROW_ALIGNMENT);
+        assert!(
+            rows * stride <= self.values.len() && rows <= self.scales.len(),
+            "room for {rows} rows of {cols} columns"
+        );
+        (self.rows, self.cols) = (rows, cols);
+        let task_rows = (TASK_VALUES / stride).max(1);
+        let units = stride / GROUP_UNIT;
+        self.values[..rows * stride]
+            .par_chunks_mut(task_rows * stride)
+            .zip(self.sums[..rows * units].par_chunks_mut(task_rows * units))
+            .zip(
+                self.scales[..rows]
+                    .par_chunks_mut(task_rows)
+                    .zip(x.par_chunks(task_rows * cols)),
+            )
+            .for_each(|((values, sums), (scales, x))| {
+                let rows = values
+                    .chunks_exact_mut(stride)
+                    .zip(sums.chunks_exact_mut(units))
+                    .zip(scales.iter_mut().zip(x.chunks_exact(cols)));
+                for ((values, sums), (scale, x)) in rows {
+                    *scale = dispatch!(isa, quantise_row(x, col_scale, values, sums));
+                }
+            });
+    }
+
+    /// Rows of the last [`QuantisedRows::quantise`].
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of the last [`QuantisedRows::quantise`].
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// One row: (stride) values, zeros past the columns.
+    pub fn row(&self, row: usize) -> &[i8] {
+        let stride = self.cols.next_multiple_of(ROW_ALIGNMENT);
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        &self.values[row * stride..][..stride]
+    }
+
+    /// The value of one unit in a row.
+    pub fn scale(&self, row: usize) -> f32 {
+        self.scales[row]
+    }
+
+    /// Sums of 32 columns each of a row.
+    pub(super) fn unit_sums(&self, row: usize) -> &[i32] {
+        let units = self.cols.next_multiple_of(ROW_ALIGNMENT) / GROUP_UNIT;
+        &self.sums[row * units..][..units]
+    }
+}
+
+/// Quantises a row, returns its scale. `values` and `sums` are padded.
+#[inline(always)]
+fn quantise_row<L: Lanes>(
+    lanes: L,
+    x: &[f32],
+    col_scale: Option<&[f32]>,
+    values: &mut [i8],
+    sums: &mut [i32],
+) -> f32 {
+    let (vectors, tail) = x.as_chunks::<LANES>();
+    let (scale_vectors, scale_tail) = col_scale.unwrap_or(&[]).as_chunks::<LANES>();
+    let scaled = |i: usize| {
+        let (x, scale) = match vectors.get(i) {
+            Some(x) => (
+                lanes.load(x),
+                scale_vectors.get(i).map(|scale| lanes.load(scale)),
+            ),
+            None => (
+                lanes.load_tail(tail),
+                col_scale.map(|_| lanes.load_tail(scale_tail)),
+            ),
+        };
+        match scale {
+            Some(scale) => lanes.mul(x, scale),
+            None => x,
+        }
+    };
+    let n_vectors = x.len().div_ceil(LANES);
+    let mut largest = lanes.zero();
+    // x · 0 is NaN for what is not finite, and any NaN in a sum stays.
+    let mut poison = lanes.zero();
+    for i in 0..n_vectors {
+        let x = scaled(i);
+        largest = lanes.max(lanes.abs(x), largest);
+        poison = lanes.mul_then_add(x, lanes.zero(), poison);
+    }
+    let largest = lanes.max_lane(largest);
+    let inverse = 127.0 / largest;
+    if !lanes.sum(poison).is_finite() || !inverse.is_finite() {
+        values.fill(0);
+        sums.fill(0);
+        // A row of zeros, or of numbers too small to invert, is zero; anything else poisons.
+        return if lanes.sum(poison).is_finite() {
+            0.0
+        } else {
+            f32::NAN
+        };
+    }
+    let inverse = lanes.splat(inverse);
+    let limit = lanes.splat_i(127);
+    let (blocks, _) = values.as_chunks_mut::<LANES>();
+    for (i, block) in blocks.iter_mut().enumerate() {
+        if i < n_vectors {
+            let q = lanes.round(lanes.mul(scaled(i), inverse));
+            let q = lanes.max_i(lanes.min_i(q, limit), lanes.splat_i(-127));
+            lanes.store_i8(q, block);
+        } else {
+            block.fill(0);
+        }
+    }
+    for (sum, block) in sums.iter_mut().zip(values.chunks_exact(GROUP_UNIT)) {
+        *sum = block.iter().map(|&q| i32::from(q)).sum();
+    }
+    largest / 127.0
+}
