@@ -15,6 +15,8 @@ use crate::config::Config;
 use crate::generate::Generator;
 use crate::layers::Param;
 use crate::model::{Model, Pass};
+use crate::rope::{frequencies, sharpness as sharpness_of};
+use crate::shape::ModelShape;
 
 /// One golden file, its tensors by name.
 struct Golden {
@@ -117,16 +119,41 @@ impl Golden {
     }
 }
 
-fn config(rule: Rule, tied_with_biases: bool) -> Config {
+/// The configuration of a golden file.
+fn config(name: &str, rule: Rule) -> Config {
     let mut config = Config::preset("shakespeare-char").unwrap();
-    config.model.context = 16;
-    config.model.n_layer = 2;
-    config.model.n_head = 2;
-    config.model.width = 32;
-    config.model.ff_width = 96;
-    config.model.tie_head = tied_with_biases;
-    config.model.biases = tied_with_biases;
+    let own: &[&str] = match name {
+        "gpt_untied" => &["n_head=2", "ff_width=96"],
+        "gpt_tied_biased" => &["n_head=2", "ff_width=96", "tie_head=true", "biases=true"],
+        "llama_untied" => &["n_kv_head=2", "head_dim=10"],
+        "llama_tied" => &[
+            "n_kv_head=1",
+            "tie_head=true",
+            "qkv_bias=true",
+            "rope_scaling=llama3",
+            "rope_factor=4",
+            "rope_original_context=12",
+        ],
+        _ => panic!("no golden file {name}"),
+    };
+    let of_llama: &[&str] = match name.starts_with("llama") {
+        true => &[
+            "n_head=4",
+            "ff_width=48",
+            "norm=rms",
+            "norm_eps=1e-6",
+            "position=rope",
+            "rope_theta=100",
+            "feed_forward=swiglu",
+        ],
+        false => &[],
+    };
+    let shared = ["context=16", "n_layer=2", "width=32"];
+    for change in shared.iter().chain(of_llama).chain(own) {
+        config.set(&format!("model.{change}")).unwrap();
+    }
     config.optim.rule = rule;
+    config.validate().unwrap();
     config
 }
 
@@ -144,9 +171,9 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     );
 }
 
-fn check_file(name: &str, rule: Rule, tied_with_biases: bool, recompute: usize) {
-    let golden = Golden::read(name);
-    let config = config(rule, tied_with_biases);
+fn check_file(name: &str, rule: Rule, recompute: usize) {
+    let golden = Golden::read(&format!("{name}.safetensors"));
+    let config = config(name, rule);
     let mut model = golden.model(&config);
     let (tokens, targets) = (golden.u32("tokens"), golden.u32("targets"));
     let optim = OptimConfig {
@@ -206,28 +233,65 @@ fn check_file(name: &str, rule: Rule, tied_with_biases: bool, recompute: usize) 
     }
 }
 
+const FILES: [&str; 4] = [
+    "gpt_untied",
+    "gpt_tied_biased",
+    "llama_untied",
+    "llama_tied",
+];
+
 #[test]
 fn float_gradients_equal_pytorch() {
-    check_file("gpt_untied.safetensors", Rule::Adamw, false, 0);
-    check_file("gpt_tied_biased.safetensors", Rule::Adamw, true, 0);
+    for name in FILES {
+        check_file(name, Rule::Adamw, 0);
+    }
 }
 
 #[test]
 fn scale_gradients_on_the_grid_equal_pytorch() {
-    for recompute in [0, 1] {
-        check_file("gpt_untied.safetensors", Rule::Frozen, false, recompute);
-        check_file(
-            "gpt_tied_biased.safetensors",
-            Rule::Consensus,
-            true,
-            recompute,
-        );
+    for name in FILES {
+        check_file(name, Rule::Frozen, 0);
+        check_file(name, Rule::Consensus, 1);
+    }
+}
+
+#[test]
+fn frequencies_of_rotary_positions_equal_transformers() {
+    let golden = Golden::read("rope_frequencies.safetensors");
+    for scaling in ["linear", "llama3", "yarn"] {
+        let mut config = Config::default();
+        for change in [
+            "position=rope",
+            "head_dim=64",
+            "context=16384",
+            "rope_factor=8",
+            "rope_original_context=2048",
+            &format!("rope_scaling={scaling}"),
+        ] {
+            config.set(&format!("model.{change}")).unwrap();
+        }
+        let shape = ModelShape::new(&config, 67).unwrap();
+        let found: Vec<f32> = frequencies(&config.model, &shape)
+            .iter()
+            .map(|&frequency| frequency as f32)
+            .collect();
+        let expected = golden.f32(scaling);
+        assert_eq!(found.len(), expected.len());
+        for (pair, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let error = (found - expected).abs() / expected;
+            assert!(
+                error < 1e-5,
+                "{scaling} {pair}: {found} instead of {expected}"
+            );
+        }
+        let sharpness = golden.f32(&format!("{scaling}.sharpness"));
+        assert_close(scaling, &[sharpness_of(&config.model)], &sharpness, 1e-6);
     }
 }
 
 #[test]
 fn generation_goes_on_past_the_context() {
-    let config = config(Rule::Consensus, false);
+    let config = config("llama_untied", Rule::Consensus);
     let model = Model::new(&config, 67).unwrap();
     let mut generator = Generator::new(&model, Isa::best());
     for i in 0..100u32 {

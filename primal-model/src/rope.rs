@@ -29,10 +29,7 @@ impl Rope {
         }
         let half = shape.head_dim / 2;
         let frequencies = frequencies(config, shape);
-        let sharpness = match config.rope_scaling {
-            RopeScaling::Yarn => 0.1 * f64::from(config.rope_factor).ln() + 1.0,
-            _ => 1.0,
-        };
+        let sharpness = f64::from(sharpness(config));
         let angles = (0..shape.context)
             .flat_map(|position| frequencies.iter().map(move |f| position as f64 * f));
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
@@ -90,8 +87,16 @@ impl Rope {
     }
 }
 
+/// What queries and keys are multiplied by.
+pub(crate) fn sharpness(config: &ModelConfig) -> f32 {
+    match config.rope_scaling {
+        RopeScaling::Yarn => 0.1 * config.rope_factor.ln() + 1.0,
+        _ => 1.0,
+    }
+}
+
 /// Radians a token of each pair of a head, (D / 2), as in the `transformers` library.
-fn frequencies(config: &ModelConfig, shape: &ModelShape) -> Vec<f64> {
+pub(crate) fn frequencies(config: &ModelConfig, shape: &ModelShape) -> Vec<f64> {
     let dim = shape.head_dim as f64;
     let (theta, factor) = (f64::from(config.rope_theta), f64::from(config.rope_factor));
     let original = match config.rope_original_context {

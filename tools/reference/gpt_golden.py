@@ -36,6 +36,7 @@ LAYERS, HEADS, WIDTH, FF_WIDTH, CONTEXT, VOCAB, BATCH, NORM_EPS = 2, 2, 32, 96, 
 HEAD_DIM = WIDTH // HEADS
 HALF_GRID = [1 / 13, 1 / 11, 1 / 7, 1 / 5, 1 / 3, 1 / 2, 1.0]
 GRID = np.array([-v for v in reversed(HALF_GRID)] + [0.0] + HALF_GRID, dtype=np.float32)
+HEAD = "# Golden values of the tests: where each file comes from.\n"
 VARIANTS = {"gpt_untied": dict(tied=False, biased=False, seed=1), "gpt_tied_biased": dict(tied=True, biased=True, seed=2)}
 
 
@@ -45,19 +46,26 @@ def main():
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    manifest = ["# Golden values of the tests: where each file comes from.\n"]
     for name, variant in VARIANTS.items():
         tensors = dump(**variant)
         data = save(tensors, metadata={"model": json.dumps(model_metadata(variant))})  # one key: their order is not fixed
-        path = out / f"{name}.safetensors"
-        path.write_bytes(data)
-        manifest.append(
-            f'\n[[file]]\nname = "{path.name}"\nsha256 = "{hashlib.sha256(data).hexdigest()}"\nbytes = {len(data)}\n'
-            f'origin = "tools/reference/gpt_golden.py, PyTorch {torch.__version__.split("+")[0]}, float64 on the CPU"\n'
-            f'command = "python tools/reference/gpt_golden.py --out primal-model/tests/golden"\n'
-        )
-        print(f"{path.name}: {len(data)} bytes, loss {tensors['loss'][0]:.9f}")
-    (out / "MANIFEST.toml").write_text("".join(manifest))
+        write(out, f"{name}.safetensors", data, "gpt_golden.py", "float64 on the CPU")
+        print(f"{name}: loss {tensors['loss'][0]:.9f}")
+
+
+def write(out, name, data, script, how):
+    """Writes a golden file and its entry in MANIFEST.toml, other entries untouched."""
+    (out / name).write_bytes(data)
+    manifest = out / "MANIFEST.toml"
+    head, *entries = (manifest.read_text() if manifest.exists() else HEAD).split("\n[[file]]\n")
+    entries = [entry.rstrip("\n") + "\n" for entry in entries if not entry.startswith(f'name = "{name}"\n')]
+    entries.append(
+        f'name = "{name}"\nsha256 = "{hashlib.sha256(data).hexdigest()}"\nbytes = {len(data)}\n'
+        f'origin = "tools/reference/{script}, PyTorch {torch.__version__.split("+")[0]}, {how}"\n'
+        f'command = "python tools/reference/{script} --out primal-model/tests/golden"\n'
+    )
+    manifest.write_text("\n[[file]]\n".join([head, *sorted(entries)]))
+    print(f"{name}: {len(data)} bytes")
 
 
 def model_metadata(variant):
