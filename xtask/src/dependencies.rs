@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::tools::{capture, cargo};
 
 /// Every crate of the workspace and the crates of ours that it may use.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("primal-lut", &[]),
     ("primal-kernels", &["primal-lut"]),
     ("primal-optim", &["primal-lut", "primal-kernels"]),
@@ -34,6 +34,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
         ],
     ),
     ("xtask", &[]),
+    ("ptx-interpreter", &[]),
 ];
 
 /// What `cargo metadata` says of the workspace.
