@@ -41,6 +41,10 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Measures tokens per second.
     Bench(BenchArgs),
+    /// Shows a run while it trains.
+    Watch(WatchArgs),
+    /// Writes a run's plots into one HTML page.
+    Report(ReportArgs),
     /// Prints the completion script of a shell.
     Completions(CompletionsArgs),
 }
@@ -281,6 +285,31 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     pub reps: usize,
     /// Print one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `primal watch`.
+#[derive(Debug, ClapArgs)]
+pub struct WatchArgs {
+    /// Run folder; need not exist yet.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub run: PathBuf,
+    /// Print one picture as text and end; always so where stdout is no terminal.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// `primal report`.
+#[derive(Debug, ClapArgs)]
+pub struct ReportArgs {
+    /// Run folder.
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub run: PathBuf,
+    /// The page to write [default: DIR/report.html].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
 }

@@ -5,6 +5,7 @@ mod commands;
 mod output;
 mod progress;
 mod report;
+mod run_status;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
+        Command::Watch(args) => commands::watch::run(&args),
+        Command::Report(args) => commands::report::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
     };
     result.unwrap_or_else(|error| report::failure(&error))

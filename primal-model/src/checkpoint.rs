@@ -23,9 +23,11 @@ use crate::tokenizer::Tokenizer;
 /// Version of the folder's layout and of `state.json`.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// The resolved configuration, in a run folder and in every checkpoint.
+pub const CONFIG_FILE: &str = "config.resolved.toml";
+
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIM_FILE: &str = "optim.safetensors";
-const CONFIG_FILE: &str = "config.resolved.toml";
 const STATE_FILE: &str = "state.json";
 const DONE_FILE: &str = "DONE";
 const LATEST_FILE: &str = "latest";
@@ -200,6 +202,35 @@ impl Checkpoint {
     }
 }
 
+/// Writes the resolved configuration into the run folder, so that a run can be watched.
+pub(crate) fn write_config(run: &Path, config: &Config) -> Result<(), ModelError> {
+    let partial = run.join(format!(".{CONFIG_FILE}.partial"));
+    write_synced(&partial, config.to_toml()?.as_bytes())?;
+    let path = run.join(CONFIG_FILE);
+    fs::rename(&partial, &path).map_err(ModelError::io("rename", &partial))
+}
+
+/// The steps and folders of the complete checkpoints of a run, oldest first.
+///
+/// # Errors
+/// [`ModelError::Io`] when the folder cannot be listed.
+pub fn list(run: &Path) -> Result<Vec<(u32, PathBuf)>, ModelError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(run).map_err(ModelError::io("list", run))? {
+        let path = entry.map_err(ModelError::io("list", run))?.path();
+        let step = path
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_prefix("step_")?.parse::<u32>().ok());
+        if let Some(step) = step
+            && path.join(DONE_FILE).exists()
+        {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Removes all but the newest `keep` complete checkpoints, and saves that did not finish.
 pub(crate) fn prune(run: &Path, keep: usize) -> Result<(), ModelError> {
     let mut complete = complete_checkpoints(run)?;
@@ -313,22 +344,9 @@ fn earlier_than(run: &Path, dir: &Path) -> Option<PathBuf> {
         .find(|other| other.as_path() < dir && Checkpoint::open_folder(other).is_ok())
 }
 
-/// Folders `step_*` with a DONE file, oldest first.
+/// Folders of [`list`].
 fn complete_checkpoints(run: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(run).map_err(ModelError::io("list", run))? {
-        let path = entry.map_err(ModelError::io("list", run))?.path();
-        let step = path
-            .file_name()
-            .and_then(|name| name.to_str()?.strip_prefix("step_")?.parse::<u32>().ok());
-        if let Some(step) = step
-            && path.join(DONE_FILE).exists()
-        {
-            found.push((step, path));
-        }
-    }
-    found.sort();
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+    Ok(list(run)?.into_iter().map(|(_, path)| path).collect())
 }
 
 pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {

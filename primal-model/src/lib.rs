@@ -34,6 +34,7 @@ pub mod data;
 mod error;
 pub mod eval;
 pub mod generate;
+mod grid_use;
 mod layers;
 pub mod ledger;
 pub mod metrics;

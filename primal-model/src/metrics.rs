@@ -1,5 +1,7 @@
 //! The record of a run: `metrics.jsonl`, one object a line, and the same numbers for TensorBoard.
 
+mod reader;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 use crate::tensorboard::EventFile;
+
+pub use reader::{MetricsReader, RunRecord};
+
+/// Name of the record in a run folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
 
 /// A training step, `metrics.jsonl`'s most frequent row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,7 +44,39 @@ pub struct EvalRow {
     pub val_loss: f64,
     /// The same in bits per byte of text.
     pub bits_per_byte: f64,
+    /// Resident memory at that moment, 0 where the system does not tell.
+    #[serde(default)]
+    pub rss_bytes: u64,
+    /// Open files and sockets at that moment, 0 where the system does not tell.
+    #[serde(default)]
+    pub open_descriptors: u64,
 }
+
+/// How one layer used its grid, recorded with every evaluation. A block of the transformer is one
+/// layer, an embedding or a head another.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerRow {
+    /// Steps made before it.
+    pub step: u32,
+    /// `blocks.N`, or the matrix's own name.
+    pub layer: String,
+    /// Id of the grid.
+    pub grid: String,
+    /// Weights on it.
+    pub weights: u64,
+    /// Mean fraction of them that flipped in a step since the rows before.
+    pub flip_rate: f64,
+    /// Weights on each code of the grid, lowest value first.
+    pub code_counts: Vec<u64>,
+    /// Ballots by vote count in [`BALLOT_BINS`] bins of 16 votes, the middle one around zero; empty
+    /// under a rule that keeps no ballot.
+    pub ballot_counts: Vec<u64>,
+    /// Fraction of the ballots that can take no more votes in their direction.
+    pub ballot_saturated: f64,
+}
+
+/// Bins of [`LayerRow::ballot_counts`]: votes -127..=127, rounded to multiples of 16.
+pub const BALLOT_BINS: usize = 17;
 
 /// The end of a finished run, the last row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +110,7 @@ pub struct DoneRow {
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum EventRow<'a> {
     Done(&'a DoneRow),
+    Layer(&'a LayerRow),
     Skipped { step: u32, total: u32 },
 }
 
@@ -91,7 +131,7 @@ impl MetricsLog {
     /// # Errors
     /// [`ModelError::Io`] when a file cannot be read or written.
     pub fn open(run: &Path, step: u32) -> Result<MetricsLog, ModelError> {
-        let path = run.join("metrics.jsonl");
+        let path = run.join(METRICS_FILE);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -150,6 +190,14 @@ impl MetricsLog {
             ("bits_per_byte/validation", row.bits_per_byte),
         ];
         self.board.scalars(row.step, &scalars)
+    }
+
+    /// Records how a layer used its grid.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] when the disk is full or gone.
+    pub fn layer(&mut self, row: &LayerRow) -> Result<(), ModelError> {
+        self.write(&EventRow::Layer(row))
     }
 
     /// Records the end of the run.
@@ -242,6 +290,19 @@ mod tests {
             step: 2,
             val_loss: 1.75,
             bits_per_byte: 2.5,
+            rss_bytes: 4096,
+            open_descriptors: 9,
+        })
+        .unwrap();
+        log.layer(&LayerRow {
+            step: 2,
+            layer: "blocks.0".to_string(),
+            grid: "prime15".to_string(),
+            weights: 8,
+            flip_rate: 0.5,
+            code_counts: vec![8],
+            ballot_counts: Vec::new(),
+            ballot_saturated: 0.0,
         })
         .unwrap();
         log.done(&done_row()).unwrap();
@@ -254,10 +315,17 @@ mod tests {
         assert_eq!(rows[1], json!({"event": "skipped", "step": 2, "total": 1}));
         assert_eq!(
             rows[2],
-            json!({"step": 2, "val_loss": 1.75, "bits_per_byte": 2.5})
+            json!({"step": 2, "val_loss": 1.75, "bits_per_byte": 2.5, "rss_bytes": 4096,
+                   "open_descriptors": 9})
         );
-        assert_eq!(rows[3]["event"], "done");
-        let done = rows[3].as_object().unwrap();
+        assert_eq!(
+            rows[3],
+            json!({"event": "layer", "step": 2, "layer": "blocks.0", "grid": "prime15",
+                   "weights": 8, "flip_rate": 0.5, "code_counts": [8], "ballot_counts": [],
+                   "ballot_saturated": 0.0})
+        );
+        assert_eq!(rows[4]["event"], "done");
+        let done = rows[4].as_object().unwrap();
         for key in [
             "steps",
             "val_loss",
@@ -282,6 +350,8 @@ mod tests {
                 step,
                 val_loss: 1.0,
                 bits_per_byte: 1.0,
+                rss_bytes: 0,
+                open_descriptors: 0,
             })
             .unwrap();
         }

@@ -14,10 +14,11 @@ use crate::config::{Backend, Config};
 use crate::data::{Dataset, Sampler, eval_windows};
 use crate::error::ModelError;
 use crate::eval::{EvalLoss, evaluate_with};
+use crate::grid_use::GridUse;
 use crate::ledger::Ledger;
 use crate::metrics::{DoneRow, EvalRow, MetricsLog, StepRow};
 use crate::model::{Model, Pass};
-use crate::process::peak_rss_bytes;
+use crate::process::{open_descriptors, peak_rss_bytes, rss_bytes};
 use crate::tokenizer::Tokenizer;
 
 /// A run: model, data and everything that a checkpoint holds.
@@ -38,6 +39,7 @@ pub struct Trainer {
     targets: Vec<u32>,
     /// (micro-batches of a step) mean losses in nats.
     losses: Vec<f64>,
+    grid_use: GridUse,
     poison_step: Option<u32>,
 }
 
@@ -148,6 +150,7 @@ impl Trainer {
             tokens: vec![0; sequences * shape.context],
             targets: vec![0; sequences * shape.context],
             losses: vec![0.0; train.micro_batches],
+            grid_use: GridUse::new(&model, position.step),
             position: Position {
                 vocab: shape.vocab,
                 ..position
@@ -180,6 +183,7 @@ impl Trainer {
     ) -> Result<Summary, ModelError> {
         let train = self.config.train.clone();
         std::fs::create_dir_all(&train.run).map_err(ModelError::io("create", &train.run))?;
+        checkpoint::write_config(&train.run, &self.config)?;
         let mut log = MetricsLog::open(&train.run, self.position.step)?;
         let mut step_seconds = 0.0;
         let tokens_before = self.position.tokens;
@@ -373,8 +377,13 @@ impl Trainer {
             step: self.position.step,
             val_loss: loss.loss,
             bits_per_byte: loss.bits_per_byte,
+            rss_bytes: rss_bytes().unwrap_or(0),
+            open_descriptors: open_descriptors().unwrap_or(0),
         };
         log.eval(&row)?;
+        for layer in self.grid_use.rows(&self.model, self.position.step) {
+            log.layer(&layer)?;
+        }
         // A stop asked for here is noticed at the next step.
         let _ = on_event(Event::Eval(&row));
         Ok(loss)

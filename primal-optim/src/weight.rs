@@ -45,6 +45,8 @@ pub struct Weight {
     cols: usize,
     values: Values,
     learner: Learner,
+    /// Flips since this value was made; a statistic, no part of the state.
+    flips: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -135,6 +137,7 @@ impl Weight {
             cols,
             values,
             learner,
+            flips: 0,
         })
     }
 
@@ -149,6 +152,7 @@ impl Weight {
             cols,
             values,
             learner: Learner::Absent,
+            flips: 0,
         }
     }
 
@@ -163,6 +167,7 @@ impl Weight {
             cols,
             values,
             learner: Learner::Absent,
+            flips: 0,
         }
     }
 
@@ -360,7 +365,13 @@ impl Weight {
             }
             _ => stats.weights = 0,
         }
+        self.flips += stats.flips;
         stats
+    }
+
+    /// Flips of all steps since the matrix was created or loaded.
+    pub fn flips(&self) -> u64 {
+        self.flips
     }
 
     /// Drops the gradients of a step that is not taken. Votes that were summed wide are dropped

@@ -8,7 +8,9 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod plan;
+pub mod report;
 pub mod train;
+pub mod watch;
 
 use std::fs;
 use std::path::Path;
