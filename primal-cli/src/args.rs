@@ -115,6 +115,9 @@ pub struct TrainArgs {
     /// Steps between checkpoints, 0 for the end only.
     #[arg(long, value_name = "N")]
     pub save_every: Option<u32>,
+    /// Begin even if the ledger says that the memory will not do.
+    #[arg(long)]
+    pub ignore_memory_limit: bool,
     /// Override any key, e.g. optim.eta=0.03; can be given many times.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,

@@ -49,7 +49,21 @@ fn training_learns_and_leaves_a_complete_run_folder() {
     ] {
         assert!(keys(&rows[0]).contains(&key), "{}", rows[0]);
     }
-    assert!(rows[0]["train_loss"].as_f64() > rows[59]["train_loss"].as_f64());
+    let losses: Vec<f64> = rows
+        .iter()
+        .filter_map(|row| row["train_loss"].as_f64())
+        .collect();
+    assert!(losses.len() == 60 && losses[0] > losses[59]);
+    let layers: Vec<&Value> = rows.iter().filter(|row| row["event"] == "layer").collect();
+    // Two embeddings, two blocks and the head, at each evaluation.
+    assert_eq!(layers.len() % 5, 0);
+    let weights = |key: &str| -> u64 {
+        let counts = layers[2][key].as_array().unwrap();
+        counts.iter().map(|count| count.as_u64().unwrap()).sum()
+    };
+    assert_eq!(layers[2]["layer"], "blocks.0");
+    assert_eq!(weights("code_counts"), layers[2]["weights"]);
+    assert_eq!(weights("ballot_counts"), layers[2]["weights"]);
     let evaluations: Vec<&Value> = rows
         .iter()
         .filter(|row| keys(row).contains(&"bits_per_byte"))

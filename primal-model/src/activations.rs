@@ -11,6 +11,7 @@ use primal_optim::StepContext;
 use crate::block::{Attention, Block, BlockActivations, Workspace};
 use crate::layers::{Norm, NormStats, Pieces};
 use crate::shape::ModelShape;
+use crate::train::Poison;
 
 /// The buffers of a pass of up to `sequences` × `context` tokens.
 pub struct Activations {
@@ -37,8 +38,8 @@ pub struct Activations {
     pub(crate) cross_entropy: CrossEntropyScratch,
     pub(crate) token_index: TokenIndex,
     n_layer: usize,
-    /// Fault injection for tests: makes one gradient not a number.
-    pub(crate) poison_gradient: bool,
+    /// Fault injection for tests.
+    pub(crate) poison: Option<Poison>,
 }
 
 /// Blocks of a segment for a recompute setting: 0 keeps everything.
@@ -105,7 +106,7 @@ impl Activations {
             cross_entropy: CrossEntropyScratch::new(rows, vocab, width),
             token_index: TokenIndex::new(back, if training { vocab } else { 0 }),
             n_layer,
-            poison_gradient: false,
+            poison: None,
         }
     }
 

@@ -2,8 +2,10 @@
 //!
 //! `DIR/step_000500/` holds `model.safetensors` (what inference needs), `optim.safetensors`
 //! (ballots, statistics, moments), the tokenizer, `config.resolved.toml`, `state.json` (position
-//! and the sha256 of every other file) and, written last, an empty `DONE`. A save goes to a
-//! hidden folder first, is synced and renamed; `DIR/latest` names the newest complete one.
+//! and the sha256 of every other file) and, written last, `DONE` with the sha256 of `state.json`.
+//! A save goes to a hidden folder first, is synced and renamed; `DIR/latest` names the newest
+//! complete one for people and scripts. A program that dies at any moment leaves the checkpoints
+//! before it complete.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::error::ModelError;
+use crate::fault_point;
 use crate::model::Model;
 use crate::tokenizer::Tokenizer;
 
@@ -31,6 +34,11 @@ const OPTIM_FILE: &str = "optim.safetensors";
 const STATE_FILE: &str = "state.json";
 const DONE_FILE: &str = "DONE";
 const LATEST_FILE: &str = "latest";
+
+/// Ends of the hidden names of folders that are being written, replaced and removed.
+const PARTIAL: &str = ".partial";
+const REPLACED: &str = ".replaced";
+const PRUNED: &str = ".pruned";
 
 /// Where a run stands, beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,6 +60,12 @@ pub struct Position {
     pub vocab: usize,
     /// sha256 of every file of the folder but this one.
     pub files: BTreeMap<String, String>,
+}
+
+/// What every version of `state.json` says.
+#[derive(Deserialize)]
+struct Version {
+    format_version: u32,
 }
 
 /// A complete checkpoint on disk.
@@ -76,7 +90,7 @@ impl Checkpoint {
         position: &Position,
     ) -> Result<PathBuf, ModelError> {
         let name = step_name(position.step);
-        let partial = run.join(format!(".{name}.partial"));
+        let partial = run.join(format!(".{name}{PARTIAL}"));
         let result = write_folder(&partial, model, tokenizer, config, position)
             .and_then(|()| publish(run, &partial, &name));
         if result.is_err() {
@@ -100,7 +114,8 @@ impl Checkpoint {
         let dir = if path.join(STATE_FILE).exists() || path.join(MODEL_FILE).exists() {
             path.to_path_buf()
         } else {
-            newest(path)?
+            complete_checkpoints(path)?
+                .pop()
                 .ok_or_else(|| ModelError::checkpoint(path, "holds no complete checkpoint"))?
         };
         Checkpoint::open_folder(&dir).map_err(|error| {
@@ -108,6 +123,7 @@ impl Checkpoint {
             match earlier {
                 Some(earlier) => ModelError::DamagedCheckpoint {
                     reason: Box::new(error),
+                    damaged: dir.clone(),
                     earlier,
                 },
                 None => error,
@@ -124,18 +140,26 @@ impl Checkpoint {
         }
         let state_path = dir.join(STATE_FILE);
         let text = fs::read_to_string(&state_path).map_err(ModelError::io("read", &state_path))?;
+        // The version first: another one may seal and list in other ways.
+        if let Ok(Version { format_version }) = serde_json::from_str(&text)
+            && format_version != FORMAT_VERSION
+        {
+            let reason =
+                format!("has format_version {format_version}, this build reads {FORMAT_VERSION}");
+            return Err(ModelError::checkpoint(&state_path, reason));
+        }
+        let done_path = dir.join(DONE_FILE);
+        let sealed = fs::read(&done_path).map_err(ModelError::io("read", &done_path))?;
+        // The first checkpoints had an empty seal.
+        if !sealed.is_empty() && sealed != hex(&Sha256::digest(text.as_bytes())).into_bytes() {
+            return Err(ModelError::checkpoint(
+                &state_path,
+                "does not match its checksum: the file is damaged",
+            ));
+        }
         let position: Position = serde_json::from_str(&text).map_err(|error| {
             ModelError::checkpoint(&state_path, format!("is not valid: {error}"))
         })?;
-        if position.format_version != FORMAT_VERSION {
-            return Err(ModelError::checkpoint(
-                &state_path,
-                format!(
-                    "has format_version {}, this build reads {FORMAT_VERSION}",
-                    position.format_version
-                ),
-            ));
-        }
         for (name, expected) in &position.files {
             // Names come from the file: they must stay inside the folder.
             if name.contains(['/', '\\']) || name == ".." {
@@ -204,10 +228,16 @@ impl Checkpoint {
 
 /// Writes the resolved configuration into the run folder, so that a run can be watched.
 pub(crate) fn write_config(run: &Path, config: &Config) -> Result<(), ModelError> {
-    let partial = run.join(format!(".{CONFIG_FILE}.partial"));
-    write_synced(&partial, config.to_toml()?.as_bytes())?;
-    let path = run.join(CONFIG_FILE);
-    fs::rename(&partial, &path).map_err(ModelError::io("rename", &partial))
+    replace(run, CONFIG_FILE, config.to_toml()?.as_bytes())
+}
+
+/// Writes a small file of the run folder so that readers see the old content or the new.
+fn replace(run: &Path, name: &str, content: &[u8]) -> Result<(), ModelError> {
+    let partial = run.join(format!(".{name}.partial"));
+    write_synced(&partial, content)?;
+    fault_point::pass();
+    fs::rename(&partial, run.join(name)).map_err(ModelError::io("rename", &partial))?;
+    sync(run)
 }
 
 /// The steps and folders of the complete checkpoints of a run, oldest first.
@@ -216,11 +246,17 @@ pub(crate) fn write_config(run: &Path, config: &Config) -> Result<(), ModelError
 /// [`ModelError::Io`] when the folder cannot be listed.
 pub fn list(run: &Path) -> Result<Vec<(u32, PathBuf)>, ModelError> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(run).map_err(ModelError::io("list", run))? {
-        let path = entry.map_err(ModelError::io("list", run))?.path();
-        let step = path
-            .file_name()
-            .and_then(|name| name.to_str()?.strip_prefix("step_")?.parse::<u32>().ok());
+    for path in entries(run)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Whoever died while it replaced a checkpoint left the old one under its hidden name.
+        let replaced = name
+            .strip_prefix('.')
+            .and_then(|name| name.strip_suffix(REPLACED))
+            .filter(|name| !run.join(name).join(DONE_FILE).exists());
+        let step = replaced
+            .unwrap_or(&name)
+            .strip_prefix("step_")
+            .and_then(|step| step.parse::<u32>().ok());
         if let Some(step) = step
             && path.join(DONE_FILE).exists()
         {
@@ -231,12 +267,31 @@ pub fn list(run: &Path) -> Result<Vec<(u32, PathBuf)>, ModelError> {
     Ok(found)
 }
 
-/// Removes all but the newest `keep` complete checkpoints, and saves that did not finish.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(ModelError::io("list", folder))
+}
+
+/// Removes all but the newest `keep` complete checkpoints, and what unfinished saves left.
 pub(crate) fn prune(run: &Path, keep: usize) -> Result<(), ModelError> {
     let mut complete = complete_checkpoints(run)?;
     let excess = complete.len().saturating_sub(keep.max(1));
     for dir in complete.drain(..excess) {
-        fs::remove_dir_all(&dir).map_err(ModelError::io("remove", &dir))?;
+        // Under a hidden name first: half a folder must not look complete.
+        let name = dir.file_name().unwrap_or_default().to_string_lossy();
+        let hidden = run.join(format!(".{}{PRUNED}", name.trim_start_matches('.')));
+        fs::rename(&dir, &hidden).map_err(ModelError::io("rename", &dir))?;
+        fault_point::pass();
+    }
+    for path in entries(run)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_left = [PARTIAL, PRUNED, REPLACED]
+            .iter()
+            .any(|end| name.ends_with(end));
+        if name.starts_with(".step_") && is_left && !complete.contains(&path) {
+            fs::remove_dir_all(&path).map_err(ModelError::io("remove", &path))?;
+        }
     }
     Ok(())
 }
@@ -275,17 +330,19 @@ fn write_folder(
         let mut tensors = WriteVisitor(TensorFileWriter::new());
         model.visit(part, &mut tensors);
         tensors.0.write(&dir.join(name))?;
+        fault_point::pass();
     }
     tokenizer.save(dir)?;
+    fault_point::pass();
     write_synced(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+    fault_point::pass();
 
     let mut position = Position {
         format_version: FORMAT_VERSION,
         ..position.clone()
     };
     position.files.clear();
-    for entry in fs::read_dir(dir).map_err(ModelError::io("list", dir))? {
-        let path = entry.map_err(ModelError::io("list", dir))?.path();
+    for path in entries(dir)? {
         sync(&path)?;
         let name = path
             .file_name()
@@ -297,43 +354,31 @@ fn write_folder(
     let text = serde_json::to_string_pretty(&position)
         .map_err(|error| ModelError::checkpoint(dir, format!("cannot be described: {error}")))?;
     write_synced(&dir.join(STATE_FILE), text.as_bytes())?;
-    write_synced(&dir.join(DONE_FILE), b"")?;
+    fault_point::pass();
+    let seal = hex(&Sha256::digest(text.as_bytes()));
+    write_synced(&dir.join(DONE_FILE), seal.as_bytes())?;
+    fault_point::pass();
     sync(dir)
 }
 
 /// Moves a finished folder to its name and points `latest` at it.
 fn publish(run: &Path, partial: &Path, name: &str) -> Result<PathBuf, ModelError> {
     let dir = run.join(name);
-    let replaced = run.join(format!(".{name}.replaced"));
+    let replaced = run.join(format!(".{name}{REPLACED}"));
     if dir.exists() {
         // A resumed run came past the same step again.
         if replaced.exists() {
             fs::remove_dir_all(&replaced).map_err(ModelError::io("remove", &replaced))?;
         }
         fs::rename(&dir, &replaced).map_err(ModelError::io("rename", &dir))?;
+        fault_point::pass();
     }
     fs::rename(partial, &dir).map_err(ModelError::io("rename", partial))?;
     sync(run)?;
-    let pointer = run.join(format!(".{LATEST_FILE}.partial"));
-    write_synced(&pointer, name.as_bytes())?;
-    let latest = run.join(LATEST_FILE);
-    fs::rename(&pointer, &latest).map_err(ModelError::io("rename", &pointer))?;
-    sync(run)?;
-    if replaced.exists() {
-        fs::remove_dir_all(&replaced).map_err(ModelError::io("remove", &replaced))?;
-    }
+    fault_point::pass();
+    replace(run, LATEST_FILE, name.as_bytes())?;
+    fault_point::pass();
     Ok(dir)
-}
-
-/// The checkpoint that `latest` names if it is complete, else the newest complete one.
-fn newest(run: &Path) -> Result<Option<PathBuf>, ModelError> {
-    let mut complete = complete_checkpoints(run)?;
-    let named = fs::read_to_string(run.join(LATEST_FILE))
-        .ok()
-        .map(|name| run.join(name.trim()));
-    Ok(named
-        .filter(|dir| complete.contains(dir))
-        .or_else(|| complete.pop()))
 }
 
 fn earlier_than(run: &Path, dir: &Path) -> Option<PathBuf> {
@@ -341,7 +386,8 @@ fn earlier_than(run: &Path, dir: &Path) -> Option<PathBuf> {
     complete
         .into_iter()
         .rev()
-        .find(|other| other.as_path() < dir && Checkpoint::open_folder(other).is_ok())
+        .skip_while(|other| other != dir)
+        .find(|other| other != dir && Checkpoint::open_folder(other).is_ok())
 }
 
 /// Folders of [`list`].

@@ -16,7 +16,7 @@ pub const PRESETS: [&str; 4] = ["shakespeare-char", "small", "ghost-0.1b", "llam
 
 /// Keys that change how long a run is, what it costs, what it reads and how it is watched, but not
 /// what a step computes; the data is compared by its fingerprint, not by its path.
-const FREE_ON_RESUME: [&str; 14] = [
+const FREE_ON_RESUME: [&str; 15] = [
     "data.train",
     "data.val",
     "data.val_fraction",
@@ -31,6 +31,7 @@ const FREE_ON_RESUME: [&str; 14] = [
     "train.save_every",
     "train.keep_checkpoints",
     "train.recompute",
+    "train.ignore_memory_limit",
 ];
 
 /// The complete configuration of a run. TOML sections `[model]`, `[data]`, `[train]`, `[optim]`;
@@ -96,6 +97,8 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// Activation checkpointing: 0 keeps all activations, k keeps the input of every k-th block.
     pub recompute: usize,
+    /// Whether a run may begin that takes more memory by the ledger than is available.
+    pub ignore_memory_limit: bool,
 }
 
 /// What computes.
@@ -139,6 +142,7 @@ impl Default for TrainConfig {
             save_every: 250,
             keep_checkpoints: 2,
             recompute: 0,
+            ignore_memory_limit: false,
         }
     }
 }

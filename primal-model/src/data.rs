@@ -438,7 +438,7 @@ fn check_length(what: &'static str, tokens: usize, context: usize) -> Result<(),
 
 /// Reads a file that must be UTF-8 without NUL bytes.
 pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
-    let bytes = fs::read(path).map_err(ModelError::io("read", path))?;
+    let bytes = read_unchanged(path, || fs::read(path))?;
     let not_text = |bytes: &[u8], offset: usize| ModelError::NotText {
         path: path.to_path_buf(),
         offset,
@@ -451,6 +451,28 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
         let offset = error.utf8_error().valid_up_to();
         not_text(error.as_bytes(), offset)
     })
+}
+
+/// Reads a file of which nobody changes length or time meanwhile: half of an old text and half of
+/// a new one is not what anyone meant to train on.
+fn read_unchanged(
+    path: &Path,
+    read: impl FnOnce() -> std::io::Result<Vec<u8>>,
+) -> Result<Vec<u8>, ModelError> {
+    let stamp = || -> std::io::Result<_> {
+        let metadata = fs::metadata(path)?;
+        // A pipe has no fixed length.
+        Ok((metadata.is_file(), metadata.len(), metadata.modified().ok()))
+    };
+    let before = stamp().map_err(ModelError::io("read", path))?;
+    let bytes = read().map_err(ModelError::io("read", path))?;
+    let after = stamp().map_err(ModelError::io("read", path))?;
+    let changed = before != after || bytes.len() as u64 != after.1;
+    if after.0 && changed {
+        let path = path.to_path_buf();
+        return Err(ModelError::ChangingData { path });
+    }
+    Ok(bytes)
 }
 
 fn read_json_lines(path: &Path, content: &str, text_key: &str) -> Result<Vec<String>, ModelError> {
@@ -533,6 +555,30 @@ mod tests {
         assert_eq!(documents.text(), "onetwozedbee");
         assert!(documents.source(1).ends_with("q.jsonl"));
         assert!(documents.source(3).ends_with("b.txt"));
+    }
+
+    #[test]
+    fn a_file_that_changes_or_vanishes_while_it_is_read_is_named() {
+        let folder = folder(&[("a.txt", b"the old text")]);
+        let path = folder.path().join("a.txt");
+        let while_read = |change: &dyn Fn()| {
+            let read = read_unchanged(&path, || {
+                let bytes = fs::read(&path);
+                change();
+                bytes
+            });
+            read.map_err(|error| error.to_string())
+        };
+        assert_eq!(while_read(&|| {}).unwrap(), b"the old text");
+        let error = while_read(&|| fs::write(&path, "a longer new text").unwrap()).unwrap_err();
+        assert!(error.contains("a.txt changed while it was read"), "{error}");
+        let error = while_read(&|| fs::write(&path, "cut").unwrap()).unwrap_err();
+        assert!(error.contains("a.txt changed while it was read"), "{error}");
+        let error = while_read(&|| fs::remove_file(&path).unwrap()).unwrap_err();
+        assert!(
+            error.contains("cannot read") && error.contains("a.txt"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -64,6 +64,12 @@ pub enum ModelError {
         /// The path as given.
         path: PathBuf,
     },
+    /// A file that someone wrote to while it was read.
+    #[error("{} changed while it was read; hint: copy it first, or wait until it is written", path.display())]
+    ChangingData {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file or folder without any text.
     #[error("{} holds no text", path.display())]
     EmptyData {
@@ -176,10 +182,17 @@ pub enum ModelError {
         reason: String,
     },
     /// A damaged checkpoint with a good one before it.
-    #[error("{reason}; hint: an earlier checkpoint is complete: {}", earlier.display())]
+    #[error(
+        "{reason}; hint: an earlier checkpoint is complete: {}; \
+         hint: to resume from it, remove {}",
+        earlier.display(),
+        damaged.display()
+    )]
     DamagedCheckpoint {
         /// What is wrong with the newest.
         reason: Box<ModelError>,
+        /// The newest, which is damaged.
+        damaged: PathBuf,
         /// The newest one whose files match their checksums.
         earlier: PathBuf,
     },
@@ -198,6 +211,29 @@ pub enum ModelError {
     /// The backend is not part of this build.
     #[error("backend cuda is not part of this build; hint: use --backend cpu")]
     NoCuda,
+    /// Steps were skipped without end: training has diverged.
+    #[error(
+        "the last {in_a_row} steps were all not finite, up to step {step}; \
+         hint: lower optim.eta and optim.lr, or go on from an earlier checkpoint"
+    )]
+    Diverged {
+        /// Skipped steps in a row.
+        in_a_row: u32,
+        /// The last of them, counted from 1.
+        step: u32,
+    },
+    /// The ledger says that the run will not fit.
+    #[error(
+        "the run takes {needed} MiB more by the ledger and {available} MiB are available; \
+         hint: lower train.batch, raise train.micro_batches or set train.recompute=1 \
+         (primal plan shows what takes it); hint: --ignore-memory-limit begins all the same"
+    )]
+    NotEnoughMemory {
+        /// MiB that the run is still to take.
+        needed: u64,
+        /// MiB that the system can give.
+        available: u64,
+    },
     /// The thread pool could not start.
     #[error("cannot start the worker threads: {0}")]
     Threads(String),

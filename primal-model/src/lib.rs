@@ -33,6 +33,7 @@ pub mod corpus;
 pub mod data;
 mod error;
 pub mod eval;
+mod fault_point;
 pub mod generate;
 mod grid_use;
 mod layers;

@@ -17,6 +17,7 @@ use crate::error::ModelError;
 use crate::layers::{Norm, Param, ParamMut, Pieces};
 use crate::rope::Rope;
 use crate::shape::ModelShape;
+use crate::train::Poison;
 
 /// The micro-batches of one pass: token windows and what follows each token.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +106,9 @@ impl Model {
         losses: &mut [f64],
     ) -> bool {
         self.forward(ctx.isa, pass, acts);
+        if acts.poison == Some(Poison::Loss) {
+            acts.losses[0] = f32::INFINITY;
+        }
         let pieces = self.pieces(pass);
         for ((_, rows), loss) in pieces.iter().zip(losses.iter_mut()) {
             let sum: f64 = acts.losses[rows.clone()]
@@ -121,7 +125,7 @@ impl Model {
             return false;
         }
         let finite = self.backward_head(ctx, pass, pieces, acts);
-        if acts.poison_gradient {
+        if acts.poison == Some(Poison::Gradient) {
             acts.d_stream[0] = f32::NAN;
         }
         finite

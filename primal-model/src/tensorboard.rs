@@ -19,6 +19,10 @@ use crate::ModelError;
 pub struct EventFile {
     file: File,
     path: PathBuf,
+    /// Seconds since 1970 by the system's clock, which may jump.
+    clock: fn() -> f64,
+    /// Time of the last event: times never fall.
+    last_time: f64,
     /// Buffers that only grow, so that a steady run does not allocate.
     summary: Vec<u8>,
     event: Vec<u8>,
@@ -33,8 +37,18 @@ impl EventFile {
     /// # Errors
     /// [`ModelError::Io`] when the folder or the file cannot be created.
     pub fn create(folder: &Path, first_step: u32) -> Result<EventFile, ModelError> {
+        EventFile::create_at(folder, first_step, seconds_since_epoch)
+    }
+
+    fn create_at(
+        folder: &Path,
+        first_step: u32,
+        clock: fn() -> f64,
+    ) -> Result<EventFile, ModelError> {
         fs::create_dir_all(folder).map_err(ModelError::io("create", folder))?;
-        let seconds = seconds_since_epoch() as u64;
+        // After a clock that was set back, the new file must still come behind the old ones.
+        let newest = newest_file_seconds(folder).map_err(ModelError::io("list", folder))?;
+        let seconds = newest.max(clock() as u64);
         for number in 0u32.. {
             let path = folder.join(format!(
                 "events.out.tfevents.{seconds:010}.{number:03}.primal"
@@ -45,6 +59,8 @@ impl EventFile {
                     let mut events = EventFile {
                         file,
                         path,
+                        clock,
+                        last_time: seconds as f64,
                         summary,
                         event,
                         record,
@@ -85,8 +101,9 @@ impl EventFile {
 
     /// Completes `self.event` with wall time and step and writes it as a record.
     fn write_event(&mut self, step: u32) -> Result<(), ModelError> {
+        self.last_time = self.last_time.max((self.clock)());
         varint(&mut self.event, key(1, FIXED_64));
-        self.event.extend(seconds_since_epoch().to_le_bytes());
+        self.event.extend(self.last_time.to_le_bytes());
         varint(&mut self.event, key(2, VARINT));
         varint(&mut self.event, u64::from(step));
         frame(&mut self.record, &self.event);
@@ -95,6 +112,19 @@ impl EventFile {
             .write_all(&self.record)
             .map_err(ModelError::io("write", &self.path))
     }
+}
+
+/// Largest time among the names of the event files of a folder, 0 without any.
+fn newest_file_seconds(folder: &Path) -> std::io::Result<u64> {
+    let mut newest = 0;
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let seconds = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("events.out.tfevents.")?.split('.').next());
+        newest = newest.max(seconds.and_then(|it| it.parse().ok()).unwrap_or(0));
+    }
+    Ok(newest)
 }
 
 const VARINT: u64 = 0;
@@ -230,5 +260,31 @@ mod tests {
         assert_eq!(records[2][..expected.len()], expected);
         // The double of the wall time, then field 2, the step: 300 = 0b10_0101100.
         assert_eq!(records[2][expected.len() + 8..], [0x10, 0xac, 0x02]);
+    }
+
+    /// Wall time of a record: it comes behind everything but the step.
+    fn time(record: &[u8], step_bytes: usize) -> f64 {
+        let end = record.len() - 1 - step_bytes;
+        f64::from_le_bytes(record[end - 8..end].try_into().unwrap())
+    }
+
+    #[test]
+    fn a_clock_that_jumps_breaks_neither_order_nor_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let late = || 2_000_000_000.5;
+        let early = || 1_000_000_000.5;
+        let mut events = EventFile::create_at(folder.path(), 1, late).unwrap();
+        events.scalars(1, &[("a", 1.0)]).unwrap();
+        events.clock = early;
+        events.scalars(2, &[("a", 1.0)]).unwrap();
+        events.clock = || -5.0;
+        events.scalars(3, &[("a", 1.0)]).unwrap();
+        let times: Vec<f64> = records(&fs::read(&events.path).unwrap())[2..]
+            .iter()
+            .map(|record| time(record, 1))
+            .collect();
+        assert_eq!(times, [2_000_000_000.5; 3]);
+        let resumed = EventFile::create_at(folder.path(), 3, early).unwrap();
+        assert!(resumed.path > events.path, "{:?}", resumed.path);
     }
 }

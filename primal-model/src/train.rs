@@ -18,8 +18,12 @@ use crate::grid_use::GridUse;
 use crate::ledger::Ledger;
 use crate::metrics::{DoneRow, EvalRow, MetricsLog, StepRow};
 use crate::model::{Model, Pass};
-use crate::process::{open_descriptors, peak_rss_bytes, rss_bytes};
+use crate::process::{available_bytes, open_descriptors, peak_rss_bytes, rss_bytes};
+use crate::shape::ModelShape;
 use crate::tokenizer::Tokenizer;
+
+/// Skipped steps in a row that end a run: nothing will become finite again.
+const MAX_SKIPPED_IN_A_ROW: u32 = 25;
 
 /// A run: model, data and everything that a checkpoint holds.
 pub struct Trainer {
@@ -40,7 +44,21 @@ pub struct Trainer {
     /// (micro-batches of a step) mean losses in nats.
     losses: Vec<f64>,
     grid_use: GridUse,
-    poison_step: Option<u32>,
+    /// The checkpoint that the run was resumed from.
+    resumed_from: Option<PathBuf>,
+    poison: Option<(u32, Poison)>,
+}
+
+/// A fault that a test injects into a step.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poison {
+    /// A gradient is not a number.
+    Gradient,
+    /// A loss is infinite.
+    Loss,
+    /// A loss is infinite, in this step and all that follow.
+    EveryLoss,
 }
 
 /// What happens during a run, as it happens.
@@ -136,15 +154,19 @@ impl Trainer {
             config.model.context,
             config.train.eval_tokens,
         )?;
-        let mut model = pool.install(|| Model::new(&config, data.tokenizer.vocab_size()))?;
-        let shape = *model.shape();
+        let vocab = data.tokenizer.vocab_size();
+        let shape = ModelShape::new(&config, vocab)?;
+        let ledger = Ledger::for_training(&config, &shape, pool.current_num_threads(), Some(&data));
+        if !config.train.ignore_memory_limit {
+            check_memory(&ledger)?;
+        }
+        let mut model = pool.install(|| Model::new(&config, vocab))?;
         if let Some(checkpoint) = checkpoint {
             checkpoint.load_training(&mut model)?;
         }
         let train = &config.train;
         let sequences = train.batch / train.micro_batches * train.micro_batches_per_pass;
         let acts = Activations::for_training(&shape, sequences, train.recompute);
-        let ledger = Ledger::for_training(&config, &shape, pool.current_num_threads(), Some(&data));
         ledger.check_allocated(model.allocated_bytes(), acts.allocated_bytes())?;
         Ok(Trainer {
             tokens: vec![0; sequences * shape.context],
@@ -155,7 +177,8 @@ impl Trainer {
                 vocab: shape.vocab,
                 ..position
             },
-            poison_step: None,
+            resumed_from: checkpoint.map(|checkpoint| checkpoint.dir.clone()),
+            poison: None,
             config,
             isa,
             pool: Arc::new(pool),
@@ -188,7 +211,9 @@ impl Trainer {
         let mut step_seconds = 0.0;
         let tokens_before = self.position.tokens;
         let mut last_eval = None;
-        let mut last_saved = None;
+        // A run that was finished already has nothing to save.
+        let mut last_saved = self.resumed_from.take();
+        let mut skipped_in_a_row = 0;
         let mut stop = on_event(Event::Start {
             config: &self.config,
             ledger: &self.ledger,
@@ -221,6 +246,7 @@ impl Trainer {
                         lr: f64::from(self.config.optim.lr * rate),
                         peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
                     };
+                    skipped_in_a_row = 0;
                     log.step(&row)?;
                     on_event(Event::Step(&row)).is_break()
                 }
@@ -233,6 +259,13 @@ impl Trainer {
                         "a loss or gradient is not finite: step skipped"
                     );
                     log.skipped(step, total)?;
+                    skipped_in_a_row += 1;
+                    if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
+                        return Err(ModelError::Diverged {
+                            in_a_row: skipped_in_a_row,
+                            step,
+                        });
+                    }
                     on_event(Event::Skipped { step, total }).is_break()
                 }
             };
@@ -307,7 +340,11 @@ impl Trainer {
             rate,
             micro_batches: train.micro_batches as u16,
         };
-        self.acts.poison_gradient = self.poison_step == Some(self.position.step);
+        self.acts.poison = match self.poison {
+            Some((from, Poison::EveryLoss)) if self.position.step >= from => Some(Poison::Loss),
+            Some((at, poison)) if self.position.step == at => Some(poison),
+            _ => None,
+        };
         let per_pass = train.micro_batches_per_pass;
         let sequences = train.batch / train.micro_batches * per_pass;
         self.model.begin_step(&ctx);
@@ -426,9 +463,21 @@ impl Trainer {
         &self.ledger
     }
 
-    /// Fault injection for tests: the gradient of step `step` (0-based) is not a number.
+    /// Fault injection for tests: step `step` (0-based) meets a number that is not finite.
     #[doc(hidden)]
-    pub fn poison_gradient_at(&mut self, step: u32) {
-        self.poison_step = Some(step);
+    pub fn poison_at(&mut self, step: u32, poison: Poison) {
+        self.poison = Some((step, poison));
+    }
+}
+
+/// Refuses a run that will not fit, before it takes anything. The data is in memory already.
+fn check_memory(ledger: &Ledger) -> Result<(), ModelError> {
+    let needed = ledger.total().saturating_sub(rss_bytes().unwrap_or(0));
+    match available_bytes() {
+        Some(available) if needed > available => Err(ModelError::NotEnoughMemory {
+            needed: needed.div_ceil(1 << 20),
+            available: available >> 20,
+        }),
+        _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use primal_model::ModelError;
 use primal_model::config::{Config, Rule};
-use primal_model::train::{Event, Summary, Trainer};
+use primal_model::train::{Event, Poison, Summary, Trainer};
 
 /// A text with structure, long enough for a few windows.
 fn corpus(folder: &Path) -> std::path::PathBuf {
@@ -128,26 +128,58 @@ fn a_stopped_run_resumes_bit_for_bit() {
 }
 
 #[test]
-fn a_gradient_that_is_not_a_number_skips_the_step_and_is_counted() {
+fn a_number_that_is_not_finite_skips_the_step_and_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     for cut in ["train.micro_batches=1", "train.micro_batches=2"] {
-        let mut trainer = Trainer::new(config(folder.path(), cut, &[cut])).unwrap();
-        trainer.poison_gradient_at(6);
-        let mut skipped = Vec::new();
-        let summary = trainer
-            .run(&mut |event| {
-                if let Event::Skipped { step, total } = event {
-                    skipped.push((step, total));
-                }
-                ControlFlow::Continue(())
-            })
-            .unwrap();
-        assert_eq!(skipped, [(7, 1)]);
-        assert_eq!(summary.skipped_steps, 1);
-        assert!(summary.done.val_loss.is_finite() && summary.done.skipped_steps == 1);
-        let metrics =
-            std::fs::read_to_string(folder.path().join(cut).join("metrics.jsonl")).unwrap();
-        assert!(metrics.contains("skipped"), "{metrics}");
+        for poison in [Poison::Gradient, Poison::Loss] {
+            let run = format!("{cut}-{poison:?}");
+            let mut trainer = Trainer::new(config(folder.path(), &run, &[cut])).unwrap();
+            trainer.poison_at(6, poison);
+            let mut skipped = Vec::new();
+            let summary = trainer
+                .run(&mut |event| {
+                    if let Event::Skipped { step, total } = event {
+                        skipped.push((step, total));
+                    }
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            assert_eq!(skipped, [(7, 1)]);
+            assert_eq!(summary.skipped_steps, 1);
+            assert!(summary.done.val_loss.is_finite() && summary.done.skipped_steps == 1);
+            let metrics =
+                std::fs::read_to_string(folder.path().join(run).join("metrics.jsonl")).unwrap();
+            assert!(metrics.contains("skipped"), "{metrics}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_is_never_finite_again_ends_with_its_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = ["train.steps=60", "train.save_every=5"];
+    let mut trainer = Trainer::new(config(folder.path(), "diverged", &changes)).unwrap();
+    trainer.poison_at(12, Poison::EveryLoss);
+    let error = trainer
+        .run(&mut |_| ControlFlow::Continue(()))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("25 steps") && error.contains("hint:"),
+        "{error}"
+    );
+    let resumed = Trainer::resume(config(folder.path(), "diverged", &changes)).unwrap();
+    assert!(resumed.state_hash().len() == 64);
+}
+
+#[test]
+fn a_run_that_will_not_fit_is_refused_before_it_takes_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let huge = ["model.width=65536", "model.n_layer=200"];
+    match Trainer::new(config(folder.path(), "huge", &huge)) {
+        Err(ModelError::NotEnoughMemory { needed, available }) => assert!(needed > available),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("petabytes were found"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Automation of the repository: `cargo xtask ci`, `cargo xtask bench`, `cargo xtask demo`.
+//! Automation of the repository: `cargo xtask ci`, `bench`, `demo`, `faults`.
 
 mod bench;
 mod ci;
@@ -40,6 +40,15 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "runs/demo")]
         run: PathBuf,
     },
+    /// Kills, starves and damages hundreds of short runs; prints the table of what was lost.
+    Faults {
+        /// Injections of each of the six kinds.
+        #[arg(long, value_name = "N", default_value_t = 90)]
+        injections: u32,
+        /// Seed of the moments and places.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -47,6 +56,7 @@ fn main() -> ExitCode {
         Command::Ci => ci::run(),
         Command::Bench { quick, json } => bench::run(quick, json.as_deref()),
         Command::Demo { run } => demo::run(&run),
+        Command::Faults { injections, seed } => faults(injections, seed),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,4 +65,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The fault test of the command line with as many injections as asked for.
+fn faults(injections: u32, seed: u64) -> anyhow::Result<()> {
+    let mut test = tools::cargo();
+    test.args([
+        "test",
+        "--locked",
+        "--package",
+        "primal-cli",
+        "--test",
+        "faults",
+    ])
+    .args(["--", "--nocapture"])
+    .env("PRIMAL_FAULT_INJECTIONS", injections.to_string())
+    .env("PRIMAL_FAULT_SEED", seed.to_string());
+    tools::run(&mut test)
 }

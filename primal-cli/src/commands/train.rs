@@ -1,12 +1,14 @@
 //! `primal train`: a configuration from preset, file and flags, then the training loop.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use primal_model::checkpoint::Checkpoint;
+use primal_model::ModelError;
+use primal_model::checkpoint::{self, Checkpoint};
 use primal_model::config::Config;
 use primal_model::ledger::Ledger;
 use primal_model::metrics::DoneRow;
@@ -64,7 +66,22 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     if let Some(progress) = &progress {
         progress.finish();
     }
-    conclude(&config, &summary?, args.json)
+    let summary = summary.map_err(|error| with_way_back(error, &config.train.run))?;
+    conclude(&config, &summary, args.json)
+}
+
+/// Says how to go on after a run that broke off: from its newest checkpoint.
+fn with_way_back(error: ModelError, run: &Path) -> anyhow::Error {
+    let newest = checkpoint::list(run).unwrap_or_default().pop();
+    let error = anyhow::Error::from(error);
+    match newest {
+        Some((step, _)) => error.context(format!(
+            "the run broke off; hint: what was learned up to step {step} is saved, go on with: \
+             primal train --resume --run {}",
+            run.display()
+        )),
+        None => error,
+    }
 }
 
 /// Preset, file or the checkpoint's own configuration, then the flags, then `--set`.
@@ -98,6 +115,7 @@ fn resolve(args: &TrainArgs) -> Result<Config> {
     override_with(&mut config.train.backend, &args.backend);
     override_with(&mut config.train.eval_every, &args.eval_every);
     override_with(&mut config.train.save_every, &args.save_every);
+    config.train.ignore_memory_limit |= args.ignore_memory_limit;
     apply_overrides(&mut config, &args.set)?;
     Ok(config)
 }

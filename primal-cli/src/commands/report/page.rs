@@ -192,10 +192,10 @@ fn layer(page: &mut String, name: &str, rows: &[&LayerRow]) -> Result<()> {
     if !newest.ballot_counts.is_empty() {
         let colour = |bin: usize| ballot_colour(bin);
         let ballots = stack(&columns(&|row| row.ballot_counts.clone()), &colour)?;
-        write!(
+        writeln!(
             page,
             "<figure>{ballots}<figcaption>ballots by votes, -127 at the bottom to 127 at the top; \
-             {:.2} % are full</figcaption></figure>\n",
+             {:.2} % are full</figcaption></figure>",
             100.0 * newest.ballot_saturated
         )?;
     }

@@ -42,7 +42,11 @@ pub fn curves(unit: &str, curves: &[Curve]) -> Result<String> {
         .map(|point| point.1)
         .fold(f64::NEG_INFINITY, f64::max);
     let (low, high) = if low > high { (0.0, 1.0) } else { (low, high) };
-    let margin = 0.05 * (high - low).max(1e-3 * high.abs()).max(1e-9);
+    // A constant gets room, too.
+    let margin = match high - low {
+        range if range > 1e-9 * high.abs() && range > 0.0 => 0.05 * range,
+        _ => (0.1 * high.abs()).max(0.1),
+    };
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, CURVE_SIZE).into_drawing_area();
