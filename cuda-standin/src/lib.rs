@@ -1,0 +1,154 @@
+//! A `libcuda.so` whose device is the PTX interpreter.
+//!
+//! The loader of a CUDA program opens `libcuda.so` by name. This crate is a shared library of that
+//! name: [`install`] opens it first, and from then on the process has a GPU that runs PTX (and no
+//! CUBIN) and checks every access to its memory. Child processes find it in a folder on their
+//! `LD_LIBRARY_PATH`, made by [`library_folder`].
+//!
+//! Faults can be injected, by [`StandIn::inject`] in this process and by variables in a child's:
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `CUDA_STANDIN_DEVICES` | devices; 0: `CUDA_ERROR_NO_DEVICE` | 1 |
+//! | `CUDA_STANDIN_SM` | compute capability | 61 |
+//! | `CUDA_STANDIN_DRIVER` | driver version; below 11080: PTX of 11.8 is refused | 11080 |
+//! | `CUDA_STANDIN_MEMORY` | bytes of a device | 11 GiB |
+//! | `CUDA_STANDIN_FAIL_ALLOCATION` | this allocation, from 1, finds no memory | none |
+//! | `CUDA_STANDIN_FAIL_LAUNCH` | this launch, from 1, ends in an illegal address | none |
+//!
+//! ```no_run
+//! let standin = cuda_standin::install(1)?;
+//! // ... use CUDA ...
+//! println!("{} instructions", standin.counts(0).instructions);
+//! # Ok::<(), cuda_standin::InstallError>(())
+//! ```
+
+mod device;
+mod driver;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
+
+/// The file that cargo makes of this crate.
+const LIBRARY: &str = "libcuda_standin.so";
+
+/// Why the stand-in could not be put in place.
+#[derive(Debug, Clone)]
+pub struct InstallError(String);
+
+impl std::fmt::Display for InstallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the stand-in driver cannot be used: {}", self.0)
+    }
+}
+
+impl std::error::Error for InstallError {}
+
+/// A fault to come on one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Injection {
+    /// The n-th allocation from now on, from 1, finds no memory; 0 takes the injection back.
+    FailAllocation = 0,
+    /// The n-th launch from now on, from 1, ends in an illegal address; 0 takes it back.
+    FailLaunch = 1,
+    /// Bytes of the device's memory.
+    Memory = 2,
+}
+
+/// What a device executed since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DeviceCounts {
+    /// Kernels launched.
+    pub launches: u64,
+    /// PTX instructions.
+    pub instructions: u64,
+    /// Float instructions among them.
+    pub float: u64,
+    /// dp4a among them.
+    pub dot4: u64,
+    /// Bytes read from global memory.
+    pub global_read_bytes: u64,
+    /// Bytes written to it.
+    pub global_written_bytes: u64,
+    /// Bytes copied between host and device, either way.
+    pub copied_bytes: u64,
+    /// Bytes allocated now.
+    pub used_bytes: u64,
+    /// The most that was ever allocated.
+    pub peak_bytes: u64,
+}
+
+/// The installed stand-in. Its state lies in the shared library, not in this copy of the crate.
+pub struct StandIn {
+    inject: Symbol<unsafe extern "C" fn(u32, u32, u64)>,
+    counts: Symbol<unsafe extern "C" fn(u32, *mut DeviceCounts)>,
+    _library: Library,
+}
+
+impl StandIn {
+    /// Prepares a fault of device `ordinal`.
+    pub fn inject(&self, ordinal: u32, what: Injection, value: u64) {
+        // SAFETY: the symbol has this type, and takes any values.
+        unsafe { (self.inject)(ordinal, what as u32, value) }
+    }
+
+    /// What device `ordinal` executed since the last call; launches and traffic start again at 0.
+    pub fn counts(&self, ordinal: u32) -> DeviceCounts {
+        let mut counts = DeviceCounts::default();
+        // SAFETY: the symbol has this type, and writes one `DeviceCounts`.
+        unsafe { (self.counts)(ordinal, &raw mut counts) };
+        counts
+    }
+}
+
+/// Makes this process's `libcuda.so` the stand-in, with `devices` devices unless the environment
+/// says otherwise. Later calls return the same; a real driver that was opened before stays.
+pub fn install(devices: u32) -> Result<&'static StandIn, InstallError> {
+    static INSTALLED: OnceLock<Result<StandIn, InstallError>> = OnceLock::new();
+    let result = INSTALLED.get_or_init(|| {
+        let path = library_path()?;
+        let wrong = |error: libloading::Error| InstallError(error.to_string());
+        // SAFETY: the library is ours and runs nothing when it is opened; the symbols have the
+        // types that driver.rs gives them.
+        unsafe {
+            let library = Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL).map_err(wrong)?;
+            let begin: Symbol<unsafe extern "C" fn(u32)> =
+                library.get(b"cuda_standin_devices").map_err(wrong)?;
+            begin(devices);
+            Ok(StandIn {
+                inject: library.get(b"cuda_standin_inject").map_err(wrong)?,
+                counts: library.get(b"cuda_standin_counts").map_err(wrong)?,
+                _library: library,
+            })
+        }
+    });
+    result.as_ref().map_err(Clone::clone)
+}
+
+/// Makes a folder inside `parent` that holds the stand-in as `libcuda.so`, for a child process's
+/// `LD_LIBRARY_PATH`.
+pub fn library_folder(parent: &std::path::Path) -> Result<PathBuf, InstallError> {
+    let wrong = |error: std::io::Error| InstallError(error.to_string());
+    let folder = parent.join("cuda-standin");
+    std::fs::create_dir_all(&folder).map_err(wrong)?;
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        std::fs::copy(library_path()?, folder.join(name)).map_err(wrong)?;
+    }
+    Ok(folder)
+}
+
+/// The shared library, beside the running test.
+fn library_path() -> Result<PathBuf, InstallError> {
+    let program = std::env::current_exe().map_err(|error| InstallError(error.to_string()))?;
+    program
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .flat_map(|folder| [folder.join(LIBRARY), folder.join("deps").join(LIBRARY)])
+        .find(|path| path.is_file())
+        .ok_or_else(|| InstallError(format!("no {LIBRARY} beside {}", program.display())))
+}
