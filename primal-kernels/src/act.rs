@@ -16,8 +16,8 @@ pub(crate) const CHUNK_COLUMNS: usize = 128;
 pub(crate) const BLOCK_ROWS: usize = 64;
 
 // GELU in its tanh form, as in GPT-2: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
-const GELU_SLOPE: f32 = 0.797_884_6;
-const GELU_CUBE: f32 = 0.044_715;
+pub(crate) const GELU_SLOPE: f32 = 0.797_884_6;
+pub(crate) const GELU_CUBE: f32 = 0.044_715;
 
 /// y = gelu(x), the tanh approximation (Hendrycks & Gimpel 2016); any equal lengths.
 ///

@@ -4,7 +4,7 @@ use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
 /// Elements summed in f32 before [`sum_squares`] goes on in f64.
-const SUM_BLOCK: usize = 4096;
+pub(crate) const SUM_BLOCK: usize = 4096;
 
 /// One step's numbers of AdamW (Loshchilov and Hutter 2019, algorithm 2).
 #[derive(Debug, Clone, Copy, PartialEq)]

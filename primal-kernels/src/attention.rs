@@ -16,7 +16,7 @@ use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes, exp};
 
 /// Rows and columns of a tile of scores.
-const TILE: usize = 64;
+pub(crate) const TILE: usize = 64;
 
 /// The sizes of an attention over whole sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl AttentionShape {
     }
 
     /// What scores are multiplied by.
-    fn scale(&self) -> f32 {
+    pub(crate) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 

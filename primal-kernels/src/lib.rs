@@ -48,6 +48,8 @@ mod adamw;
 mod attention;
 mod bandwidth;
 mod counting;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dense;
 mod error;
 mod grid;

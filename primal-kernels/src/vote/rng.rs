@@ -9,8 +9,8 @@ pub(super) const BLOCK_COLS: usize = 128;
 /// Vectors of such a block.
 pub(super) const BLOCK_VECTORS: usize = BLOCK_COLS / LANES;
 
-const PHILOX_MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
-const PHILOX_KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
+pub(crate) const PHILOX_MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
+pub(crate) const PHILOX_KEY_STEPS: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
 /// Names the random numbers of one matrix in one pass: row and column choose among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +28,12 @@ pub struct VoteRng {
 }
 
 impl VoteRng {
-    fn key(&self) -> [u32; 2] {
+    pub(crate) fn key(&self) -> [u32; 2] {
         [self.seed as u32, (self.seed >> 32) as u32]
     }
 
     /// Counter words 1 to 3; word 0 is `column block * 16 + lane`.
-    fn counter_words(&self, row: u32) -> [u32; 3] {
+    pub(crate) fn counter_words(&self, row: u32) -> [u32; 3] {
         assert!(self.stream < 16, "stream {} of 16", self.stream);
         assert!(self.tensor < 1 << 14, "tensor {} of 16384", self.tensor);
         assert!(

@@ -1,0 +1,61 @@
+//! Compiles the CUDA kernels without a GPU: `ptx` writes the PTX that is part of the program,
+//! `matrix` prints registers, spills and shared memory of every kernel on every architecture.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use primal_kernels::cuda::{Nvrtc, OPTIONS, source, source_hash};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["ptx", nvrtc] => ptx(
+            Path::new(nvrtc),
+            source(),
+            &format!("// sources {}\n", source_hash()),
+        ),
+        ["ptx", nvrtc, file] => std::fs::read_to_string(file)
+            .map_err(|error| error.to_string())
+            .and_then(|text| ptx(Path::new(nvrtc), text, "")),
+        ["matrix", nvrtc, ref architectures @ ..] => matrix(Path::new(nvrtc), architectures),
+        _ => Err("usage: kernels ptx NVRTC [FILE.cu] | matrix NVRTC ARCHITECTURE...".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// PTX for compute_61 to stdout, `first` before it.
+fn ptx(nvrtc: &Path, text: String, first: &str) -> Result<(), String> {
+    let nvrtc = Nvrtc::open(nvrtc).map_err(|error| error.to_string())?;
+    let compiled = nvrtc
+        .compile(&text, "compute_61", &OPTIONS)
+        .map_err(|error| error.to_string())?;
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(first.as_bytes())
+        .and_then(|()| stdout.write_all(&compiled.image))
+        .and_then(|()| stdout.flush())
+        .map_err(|error| error.to_string())
+}
+
+/// The assembler's report for every architecture: it names each kernel's registers and spills.
+fn matrix(nvrtc: &Path, architectures: &[&str]) -> Result<(), String> {
+    let nvrtc = Nvrtc::open(nvrtc).map_err(|error| error.to_string())?;
+    let mut options = OPTIONS.to_vec();
+    options.push("--ptxas-options=-v");
+    for architecture in architectures {
+        let compiled = nvrtc
+            .compile(&source(), architecture, &options)
+            .map_err(|error| format!("{architecture}: {error}"))?;
+        println!("{architecture} {} bytes", compiled.image.len());
+        println!("{}", compiled.log);
+    }
+    Ok(())
+}

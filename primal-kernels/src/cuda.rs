@@ -1,0 +1,52 @@
+//! NVIDIA GPUs: the same kernels as on the CPU, for cards from Pascal (sm_61) on.
+//!
+//! Nothing of CUDA is needed to build. At run time [`Device::open`] finds the driver, compiles the
+//! sources in `primal-kernels/cuda/` with NVRTC for the device's own architecture (kept in a cache
+//! on disk), and without NVRTC takes the PTX that is part of the program. What is missing is an
+//! error with the command that gets it, never a panic; [`report`] says what was found.
+//!
+//! Kernels add in the order of the CPU's sixteen lanes, do not contract, and use the same
+//! polynomials, so every result but that of a product of matrices has the CPU's bits; products
+//! are chains of fused multiply-adds in ascending order.
+
+mod attention;
+mod buffer;
+mod cache;
+mod device;
+mod elementwise;
+mod error;
+mod gemm;
+mod image;
+mod int8;
+mod loss;
+mod norm;
+mod nvrtc;
+mod probe;
+mod source;
+mod vote;
+mod weights;
+
+pub use attention::{attention, attention_backward, attention_decode};
+pub use buffer::{Buffer, PinnedBuffer, View};
+pub use device::{Device, OpenOptions};
+pub use elementwise::{
+    adamw, add, add_bias, gelu, gelu_backward, rotate, square_pieces, sum_squares, swiglu,
+    swiglu_backward,
+};
+pub use error::CudaError;
+pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
+pub use image::{CHECKED_IN_PTX, Image, ImageChoice};
+pub use int8::{QuantisedRows, int8_matmul_nn, int8_matmul_nt, quantise_rows};
+pub use loss::{
+    CrossEntropy, argmax, embedding_gradient, loss_begin, loss_end, loss_gradient, loss_tile,
+    position_gradient, sum_losses,
+};
+pub use norm::{NormSizes, fold_column_sums, norm_backward, norm_forward};
+pub use nvrtc::{Compiled, Nvrtc};
+pub use probe::{CudaReport, report};
+pub use source::{OPTIONS, kernel_names, source, source_hash};
+pub use vote::{
+    BallotSizes, Ballots, CastStep, begin_votes, cast_votes, count_votes, end_votes,
+    update_statistics,
+};
+pub use weights::{DeviceWeights, decode_rows, embed, matvec};

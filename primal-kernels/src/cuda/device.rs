@@ -1,0 +1,277 @@
+//! One GPU: its context, its kernels, its memory.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaContext, result, sys};
+
+use super::error::CudaError;
+use super::image::{Image, ImageChoice};
+use super::probe::driver_version;
+
+/// The oldest architecture that the kernels run on: dp4a.
+const OLDEST: i32 = 61;
+
+/// Which GPU, and which form of the kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Number of the GPU, as the driver counts.
+    pub ordinal: usize,
+    /// Where the kernels come from.
+    pub image: ImageChoice,
+}
+
+/// An open GPU. Clones are the same device.
+#[derive(Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    context: Arc<CudaContext>,
+    module: sys::CUmodule,
+    functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
+    name: String,
+    capability: i32,
+    image: (String, String),
+    /// Why the kernels were not compiled for this very card.
+    notice: Option<String>,
+}
+
+// SAFETY: handles of the driver may be used from any thread once the context is bound to it,
+// which `bind` does before every call.
+unsafe impl Send for Inner {}
+// SAFETY: as above; the driver synchronises its own state.
+unsafe impl Sync for Inner {}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Device({}, sm_{})",
+            self.inner.name, self.inner.capability
+        )
+    }
+}
+
+impl Device {
+    /// Opens a GPU and loads the kernels.
+    pub fn open(options: OpenOptions) -> Result<Device, CudaError> {
+        let driver = driver_version()?;
+        let count = result::device::get_count().unwrap_or(0).max(0) as usize;
+        if count == 0 {
+            return Err(CudaError::NoDevice);
+        }
+        if options.ordinal >= count {
+            return Err(CudaError::NoSuchDevice {
+                ordinal: options.ordinal,
+                count,
+            });
+        }
+        let context = CudaContext::new(options.ordinal)
+            .map_err(|error| CudaError::of("cuDevicePrimaryCtxRetain", error.0))?;
+        let name = context
+            .name()
+            .map_err(|error| CudaError::of("cuDeviceGetName", error.0))?;
+        let capability = capability_of(context.cu_device())?;
+        if capability < OLDEST {
+            return Err(CudaError::TooOld { name, capability });
+        }
+        let (candidates, missing) = Image::candidates(options.image, capability)?;
+        let mut tried = Vec::new();
+        for image in candidates {
+            match load(&image) {
+                Ok(module) => {
+                    let notices = missing.iter().map(ToString::to_string).chain(tried);
+                    let notice = notices.collect::<Vec<_>>().join("; ");
+                    return Ok(Device {
+                        inner: Arc::new(Inner {
+                            context,
+                            module,
+                            functions: Mutex::default(),
+                            name,
+                            capability,
+                            image: (image.architecture, image.origin),
+                            notice: Some(notice).filter(|it| !it.is_empty()),
+                        }),
+                    });
+                }
+                Err(error) => tried.push(format!(
+                    "{} by {}: {error}",
+                    image.architecture, image.origin
+                )),
+            }
+        }
+        Err(CudaError::NoImage {
+            driver,
+            tried: tried.join("; "),
+        })
+    }
+
+    /// The GPU's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Compute capability times ten.
+    pub fn capability(&self) -> i32 {
+        self.inner.capability
+    }
+
+    /// Architecture and origin of the kernels.
+    pub fn image(&self) -> (&str, &str) {
+        (&self.inner.image.0, &self.inner.image.1)
+    }
+
+    /// Why the kernels are not compiled for this very card, if they are not.
+    pub fn notice(&self) -> Option<&str> {
+        self.inner.notice.as_deref()
+    }
+
+    /// (free, total) bytes of the GPU's memory, other programs' included.
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        self.bind()?;
+        let (free, total) =
+            result::mem_get_info().map_err(|error| CudaError::of("cuMemGetInfo", error.0))?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// Waits until everything queued has run; a fault of any kernel before surfaces here.
+    pub fn synchronise(&self) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: the context is bound.
+        let code = unsafe { sys::cuCtxSynchronize() };
+        check("cuCtxSynchronize", code)
+    }
+
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
+        self.inner
+            .context
+            .bind_to_thread()
+            .map_err(|error| CudaError::of("cuCtxSetCurrent", error.0))
+    }
+
+    /// Queues a kernel of `grid` blocks of `threads` threads.
+    ///
+    /// # Safety
+    /// `args` must point to values of the types of the kernel's parameters, in order, and buffers
+    /// among them must be as large as the kernel takes them to be.
+    pub(crate) unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+        args: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        self.bind()?;
+        let function = self.function(kernel)?;
+        let [x, y, z] = grid.map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+        // SAFETY: the caller's promise.
+        let code = unsafe {
+            sys::cuLaunchKernel(
+                function,
+                x,
+                y,
+                z,
+                threads,
+                1,
+                1,
+                0,
+                std::ptr::null_mut(),
+                args.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        check(kernel, code)
+    }
+
+    fn function(&self, kernel: &'static str) -> Result<sys::CUfunction, CudaError> {
+        let functions = self.inner.functions.lock();
+        let mut functions = functions.unwrap_or_else(PoisonError::into_inner);
+        if let Some(&function) = functions.get(kernel) {
+            return Ok(function);
+        }
+        let name = CString::new(kernel).unwrap_or_default();
+        // SAFETY: the module is loaded, and lives as long as the device.
+        let function = unsafe { result::module::get_function(self.inner.module, name) }
+            .map_err(|error| CudaError::of(kernel, error.0))?;
+        functions.insert(kernel, function);
+        Ok(function)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: nobody has the module's functions any more. A context that crashed cannot
+            // unload it, and needs not.
+            let _ = unsafe { result::module::unload(self.module) };
+        }
+    }
+}
+
+pub(crate) fn check(call: &str, code: sys::CUresult) -> Result<(), CudaError> {
+    if code == sys::CUresult::CUDA_SUCCESS {
+        Ok(())
+    } else {
+        Err(CudaError::of(call, code))
+    }
+}
+
+/// Compute capability times ten.
+pub(crate) fn capability_of(device: sys::CUdevice) -> Result<i32, CudaError> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    // SAFETY: the device is the driver's own.
+    let get = |attribute| unsafe { result::device::get_attribute(device, attribute) };
+    let wrong = |error: result::DriverError| CudaError::of("cuDeviceGetAttribute", error.0);
+    Ok(get(MAJOR).map_err(wrong)? * 10 + get(MINOR).map_err(wrong)?)
+}
+
+fn load(image: &Image) -> Result<sys::CUmodule, CudaError> {
+    // PTX ends in a zero for the driver; one more byte does not hurt a CUBIN.
+    let mut bytes = image.bytes.clone();
+    bytes.push(0);
+    // SAFETY: a whole image that ends in a zero; a context is bound to this thread.
+    unsafe { result::module::load_data(bytes.as_ptr().cast()) }
+        .map_err(|error| CudaError::of("cuModuleLoadData", error.0))
+}
+
+/// Queues a kernel: device, name, grid, threads, arguments.
+///
+/// Every use stands in a wrapper that has checked the lengths of the buffers, and the stand-in
+/// driver checks number and sizes of the arguments in the tests.
+macro_rules! launch {
+    ($device:expr, $kernel:expr, $grid:expr, $threads:expr, $($arg:expr),+ $(,)?) => {{
+        // SAFETY: the arguments have the types of the kernel's parameters, and the buffers the
+        // sizes that the wrapper around this checked.
+        unsafe {
+            $device.launch(
+                $kernel,
+                $grid,
+                $threads,
+                &mut [$(std::ptr::from_ref(&$arg).cast_mut().cast()),+],
+            )
+        }
+    }};
+}
+pub(crate) use launch;
+
+/// Threads of a block of most kernels.
+pub(crate) const THREADS: u32 = 256;
+
+/// Blocks for one thread an element, at most what a grid-stride loop needs.
+pub(crate) fn blocks_for(elements: usize) -> [usize; 3] {
+    [elements.div_ceil(THREADS as usize).min(1 << 16), 1, 1]
+}
+
+/// Blocks for half a warp a row.
+pub(crate) fn blocks_for_rows(rows: usize) -> [usize; 3] {
+    [rows.div_ceil(THREADS as usize / 16), 1, 1]
+}

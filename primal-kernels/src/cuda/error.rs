@@ -1,0 +1,101 @@
+//! What can go wrong between here and a GPU, with what to do about it.
+
+use cudarc::driver::sys::CUresult;
+
+/// Errors of the CUDA layer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CudaError {
+    /// No libcuda.so.
+    #[error(
+        "no NVIDIA driver: libcuda.so was not found; hint: install the driver (on Debian: apt install nvidia-driver), or use --backend cpu"
+    )]
+    NoDriver,
+    /// A driver that sees no GPU.
+    #[error("the NVIDIA driver finds no GPU; hint: nvidia-smi shows what it sees")]
+    NoDevice,
+    /// A driver that refuses to start.
+    #[error("the NVIDIA driver does not start: {0}; hint: nvidia-smi says why")]
+    DriverFails(String),
+    /// A GPU number that does not exist.
+    #[error("there is no GPU {ordinal}: the driver finds {count}")]
+    NoSuchDevice {
+        /// The number asked for.
+        ordinal: usize,
+        /// GPUs found.
+        count: usize,
+    },
+    /// A GPU older than the kernels.
+    #[error("{name} is sm_{capability}; the kernels need sm_61 (Pascal) or newer")]
+    TooOld {
+        /// The GPU's name.
+        name: String,
+        /// Its compute capability, times ten.
+        capability: i32,
+    },
+    /// No image of the kernels that this driver loads.
+    #[error(
+        "driver {driver} loads none of the kernels: {tried}; hint: the driver must be of CUDA 11.8 (520) or newer"
+    )]
+    NoImage {
+        /// The CUDA version of the driver.
+        driver: String,
+        /// What was tried and why it failed.
+        tried: String,
+    },
+    /// NVRTC could not be loaded.
+    #[error(
+        "no NVRTC: {0}; hint: pip install nvidia-cuda-nvrtc-cu12, or set PRIMAL_NVRTC to the library"
+    )]
+    NoNvrtc(String),
+    /// NVRTC is too new or too old for the GPU.
+    #[error("{0}")]
+    WrongNvrtc(String),
+    /// The sources do not compile.
+    #[error("the kernels do not compile:\n{0}")]
+    Compile(String),
+    /// The device's memory is used up.
+    #[error(
+        "out of GPU memory: {what} needs {bytes} bytes, {free} of {total} are free; hint: a smaller --batch, or more --micro-batches"
+    )]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes free.
+        free: u64,
+        /// Bytes of the device.
+        total: u64,
+    },
+    /// A kernel that crashed, or any other call that failed.
+    #[error("GPU call {call} failed: {code}{detail}")]
+    Call {
+        /// The function of the driver, or the kernel.
+        call: String,
+        /// The driver's name of the error.
+        code: String,
+        /// More, where there is more.
+        detail: String,
+    },
+    /// A shape that a kernel does not take.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+impl CudaError {
+    /// The failure of a call, in the driver's words.
+    pub(crate) fn of(call: impl Into<String>, code: CUresult) -> CudaError {
+        CudaError::Call {
+            call: call.into(),
+            code: format!("{code:?}"),
+            detail: error_text(code).map_or_else(String::new, |text| format!(", {text}")),
+        }
+    }
+}
+
+/// The driver's description of an error.
+fn error_text(code: CUresult) -> Option<String> {
+    let error = cudarc::driver::result::DriverError(code);
+    let text = error.error_string().ok()?;
+    Some(text.to_string_lossy().into_owned()).filter(|text| !text.is_empty())
+}

@@ -1,0 +1,162 @@
+//! Dense float32 products. An element is one chain of fused multiply-adds over the depth in
+//! ascending order: the bits do not depend on the tile, and equal the CPU's where its own product
+//! runs the same chain.
+
+use super::buffer::View;
+use super::device::{Device, THREADS, launch};
+use super::error::CudaError;
+
+/// Summands of one chain of a weight gradient, as on the CPU.
+const CHUNK_DEPTH: i32 = 256;
+
+/// Blocks that keep a card busy: two on each of 28 multiprocessors.
+const ENOUGH_BLOCKS: usize = 56;
+
+/// Names of a product's kernels by tile.
+struct Kernels {
+    small: &'static str,
+    large: &'static str,
+}
+
+/// Sizes, strides and mode of a product c (rows, cols) (+)= a (rows, depth) b (depth, cols).
+struct Product {
+    rows: usize,
+    cols: usize,
+    depth: usize,
+    strides: [usize; 3],
+    chunk: i32,
+    accumulate: bool,
+}
+
+impl Product {
+    fn run(
+        &self,
+        device: &Device,
+        kernels: &Kernels,
+        [a, b, c]: [u64; 3],
+    ) -> Result<(), CudaError> {
+        let blocks = |tile: usize| self.rows.div_ceil(tile) * self.cols.div_ceil(tile);
+        // Large tiles read each operand half as often, where there are enough of them.
+        let (kernel, tile) = if blocks(128) >= ENOUGH_BLOCKS {
+            (kernels.large, 128)
+        } else {
+            (kernels.small, 64)
+        };
+        let [a_stride, b_stride, c_stride] = self.strides.map(|stride| stride as i32);
+        launch!(
+            device,
+            kernel,
+            [self.cols.div_ceil(tile), self.rows.div_ceil(tile), 1],
+            THREADS,
+            a,
+            b,
+            c,
+            self.rows as i32,
+            self.cols as i32,
+            self.depth as i32,
+            a_stride,
+            b_stride,
+            c_stride,
+            self.chunk,
+            i32::from(self.accumulate),
+        )
+    }
+}
+
+/// y = x wᵀ, or y += x wᵀ: x (n, k), w (m, k), y (n, m).
+///
+/// # Panics
+/// If a length does not match, or m or k is 0.
+pub fn matmul_nt(
+    x: View<'_, f32>,
+    w: View<'_, f32>,
+    y: View<'_, f32>,
+    (n, m, k): (usize, usize, usize),
+    accumulate: bool,
+) -> Result<(), CudaError> {
+    assert!(m > 0 && k > 0, "sizes are not 0");
+    let product = Product {
+        rows: n,
+        cols: m,
+        depth: k,
+        strides: [k, k, m],
+        chunk: 0,
+        accumulate,
+    };
+    let kernels = Kernels {
+        small: "gemm_nt_64",
+        large: "gemm_nt_128",
+    };
+    let operands = [
+        x.of(n * k, "x is (n, k)"),
+        w.of(m * k, "w is (m, k)"),
+        y.of(n * m, "y is (n, m)"),
+    ];
+    product.run(y.device, &kernels, operands)
+}
+
+/// dx = dy w, or dx += dy w: dy (n, m), w (m, k), dx (n, k).
+///
+/// # Panics
+/// If a length does not match, or m or k is 0.
+pub fn matmul_nn(
+    dy: View<'_, f32>,
+    w: View<'_, f32>,
+    dx: View<'_, f32>,
+    (n, m, k): (usize, usize, usize),
+    accumulate: bool,
+) -> Result<(), CudaError> {
+    assert!(m > 0 && k > 0, "sizes are not 0");
+    let product = Product {
+        rows: n,
+        cols: k,
+        depth: m,
+        strides: [m, k, k],
+        chunk: 0,
+        accumulate,
+    };
+    let kernels = Kernels {
+        small: "gemm_nn_64",
+        large: "gemm_nn_128",
+    };
+    let operands = [
+        dy.of(n * m, "dy is (n, m)"),
+        w.of(m * k, "w is (m, k)"),
+        dx.of(n * k, "dx is (n, k)"),
+    ];
+    product.run(dx.device, &kernels, operands)
+}
+
+/// A tile of a weight gradient: out (rows, k) = dy[:, first..first + rows]ᵀ x with dy (n, m),
+/// x (n, k); n above 0.
+///
+/// # Panics
+/// If a length does not match.
+pub fn matmul_tn(
+    dy: View<'_, f32>,
+    x: View<'_, f32>,
+    out: View<'_, f32>,
+    (n, m, k): (usize, usize, usize),
+    first: usize,
+    rows: usize,
+) -> Result<(), CudaError> {
+    assert!(n > 0 && first + rows <= m, "rows of {m}");
+    let product = Product {
+        rows,
+        cols: k,
+        depth: n,
+        strides: [m, k, k],
+        chunk: CHUNK_DEPTH,
+        accumulate: false,
+    };
+    let kernels = Kernels {
+        small: "gemm_tn_64",
+        large: "gemm_tn_128",
+    };
+    let operands = [
+        dy.of(n * m, "dy is (n, m)") + 4 * first as u64,
+        x.of(n * k, "x is (n, k)"),
+        out.of(rows * k, "out is (rows, k)"),
+    ];
+    product.run(out.device, &kernels, operands)
+}

@@ -1,0 +1,125 @@
+//! Products of int8 activations with weights from the grid, exact in int32.
+
+use super::buffer::{Buffer, View};
+use super::device::{Device, THREADS, blocks_for_rows, launch};
+use super::error::CudaError;
+use super::weights::DeviceWeights;
+
+/// Rows of activations as i8, each in units of its largest magnitude / 127.
+#[derive(Debug)]
+pub struct QuantisedRows {
+    /// (rows, stride) i8, zeros behind the columns.
+    pub values: Buffer<i8>,
+    /// (rows) f32, the unit of each row.
+    pub scales: Buffer<f32>,
+    stride: usize,
+}
+
+impl QuantisedRows {
+    /// For up to `rows` rows of `cols` columns.
+    pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self, CudaError> {
+        let stride = cols.next_multiple_of(4);
+        Ok(QuantisedRows {
+            values: Buffer::zeros(device, rows * stride, "activations as int8")?,
+            scales: Buffer::zeros(device, rows, "units of activations")?,
+            stride,
+        })
+    }
+
+    /// Bytes of a row.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+}
+
+/// Quantises x (n, cols); with `column_scales` (cols) each column is multiplied first.
+///
+/// # Panics
+/// If a length does not match.
+pub fn quantise_rows(
+    x: View<'_, f32>,
+    column_scales: Option<View<'_, f32>>,
+    cols: usize,
+    to: &QuantisedRows,
+) -> Result<(), CudaError> {
+    let n = x.len() / cols;
+    assert_eq!(
+        cols.next_multiple_of(4),
+        to.stride,
+        "columns of {}",
+        to.stride
+    );
+    launch!(
+        x.device,
+        "quantise_rows",
+        blocks_for_rows(n),
+        THREADS,
+        x.of(n * cols, "x is (n, cols)"),
+        column_scales.map_or(0, |scales| scales.of(cols, "a scale a column")),
+        n as i32,
+        cols as i32,
+        to.stride as i32,
+        to.values.view(..n * to.stride).address,
+        to.scales.view(..n).address,
+    )
+}
+
+/// y (n, m) = x wᵀ for quantised x (n, k) and w (m, k) on a grid with one scale a row. `table`
+/// (32) i8 has the grid's values in units that `w`'s scales do not know: y is in those units.
+///
+/// # Panics
+/// If a length does not match.
+pub fn int8_matmul_nt(
+    x: &QuantisedRows,
+    w: &DeviceWeights,
+    table: View<'_, i8>,
+    n: usize,
+    y: View<'_, f32>,
+) -> Result<(), CudaError> {
+    assert!(w.has_row_scales(), "one scale a row");
+    assert_eq!(w.cols().next_multiple_of(4), x.stride, "columns of w");
+    let m = w.rows();
+    launch!(
+        y.device,
+        "int8_gemm_nt",
+        [m.div_ceil(64), n.div_ceil(64), 1],
+        THREADS,
+        x.values.view(..n * x.stride).address,
+        x.scales.view(..n).address,
+        w.raw(),
+        table.of(32, "a table of 32"),
+        y.of(n * m, "y is (n, m)"),
+        n as i32,
+        m as i32,
+        x.stride as i32,
+    )
+}
+
+/// dx (n, k) = dy w for quantised dy · scales (n, m) and w (m, k); in the table's units.
+///
+/// # Panics
+/// If a length does not match.
+pub fn int8_matmul_nn(
+    dy: &QuantisedRows,
+    w: &DeviceWeights,
+    table: View<'_, i8>,
+    n: usize,
+    dx: View<'_, f32>,
+) -> Result<(), CudaError> {
+    assert!(w.has_row_scales(), "one scale a row");
+    assert_eq!(w.rows().next_multiple_of(4), dy.stride, "rows of w");
+    launch!(
+        dx.device,
+        "int8_gemm_nn",
+        [w.cols().div_ceil(64), n.div_ceil(64), 1],
+        THREADS,
+        dy.values.view(..n * dy.stride).address,
+        dy.scales.view(..n).address,
+        w.raw(),
+        table.of(32, "a table of 32"),
+        dx.of(n * w.cols(), "dx is (n, k)"),
+        n as i32,
+        w.rows() as i32,
+        dy.stride as i32,
+    )
+}
