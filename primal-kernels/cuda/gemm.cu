@@ -9,8 +9,8 @@ enum Layout { SUMMANDS_TOGETHER, SUMMANDS_APART };
 // matrix. Neighbouring threads take neighbouring addresses; one pointer walks over a thread's.
 template <int SIZE, int DEPTH, Layout LAYOUT>
 struct Fragment {
-    static const int COUNT = SIZE * DEPTH / 256;
-    static const int FAST = LAYOUT == SUMMANDS_TOGETHER ? DEPTH : SIZE, STEP = 256 / FAST;
+    // As enumerators: static members would be variables of the module.
+    enum { COUNT = SIZE * DEPTH / 256, FAST = LAYOUT == SUMMANDS_TOGETHER ? DEPTH : SIZE, STEP = 256 / FAST };
     float x[COUNT];
     const float* from;
     int stride, i, k, size, depth;

@@ -25,15 +25,17 @@ KERNEL __launch_bounds__(256)
         nothing = value * 0.0f + nothing;
     }
     most = max_lane(most);
-    // Zero if every value is finite, else NaN, which makes all products of the row NaN.
-    nothing = sum_lanes(nothing);
-    float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    // Zero if every value is finite, else NaN, which makes all products of the row NaN. A row of
+    // zeros, or of numbers too small to invert, is zero.
+    bool finite = sum_lanes(nothing) == 0.0f;
+    float inverse = 127.0f / most;
+    bool usable = finite && inverse < INFINITE;
     for (int c = lane; c < stride; c += LANES) {
-        float value = c < cols ? (row_scales ? x[c] * row_scales[c] : x[c]) : 0.0f;
-        float rounded = rintf(value * inverse);
-        q[c] = (i8)(int)min_of(max_of(rounded, -127.0f), 127.0f);
+        float value = c < cols && usable ? (row_scales ? x[c] * row_scales[c] : x[c]) : 0.0f;
+        float rounded = usable ? rintf(value * inverse) : 0.0f;
+        q[c] = (i8)max(min((int)rounded, 127), -127);
     }
-    if (lane == 0) scale_out[row] = most / 127.0f + nothing;
+    if (lane == 0) scale_out[row] = usable ? most / 127.0f : (finite ? 0.0f : __int_as_float(0x7fc00000));
 }
 
 // Four values of the grid in units of 1 / unit, for four codes.
@@ -43,11 +45,11 @@ DEVICE int pack4(int a, int b, int c, int d) {
 
 #define WORDS 16  // words of four summands of a tile
 
-// y (n, m) = (sum of q w8 over the columns) * scales[m] * x_scale[n]: forward. A thread has four
-// rows and columns of a tile of 64 x 64; one scale a row of w.
+// y (n, m) = (sum of q w8 over the columns) * scales[m] * (x_scale[n] * unit_value): forward. A
+// thread has four rows and columns of a tile of 64 x 64; one scale a row of w.
 KERNEL __launch_bounds__(256, 4)
     int8_gemm_nt(const i8* __restrict__ q, const float* __restrict__ x_scale, Weights w,
-                 const i8* __restrict__ table8, float* y, int n, int m, int stride) {
+                 const i8* __restrict__ table8, float* y, int n, int m, int stride, float unit_value) {
     __shared__ __align__(16) int a_tile[WORDS][68];
     __shared__ __align__(16) int b_tile[WORDS][68];
     __shared__ i8 table[32];
@@ -90,17 +92,18 @@ KERNEL __launch_bounds__(256, 4)
         for (int j = 0; j < 4; ++j) {
             int row = first_row + ty + i, col = first_col + tx + j;
             if (row < n && col < m) {
-                y[(size_t)row * m + col] = (float)sum[i][j] * w.scales[col] * x_scale[row];
+                float total = (float)sum[i][j] * w.scales[col] + 0.0f;
+                y[(size_t)row * m + col] = total * (x_scale[row] * unit_value);
             }
         }
     }
 }
 
-// dx (n, w.cols) = (sum of q w8 over the rows of w) * unit * x_scale[n], for q (n, stride) of
-// dy * scales of w's rows: gradient of the input.
+// dx (n, w.cols) = (sum of q w8 over the rows of w) * (x_scale[n] * unit_value), for q (n, stride)
+// of dy * scales of w's rows: gradient of the input.
 KERNEL __launch_bounds__(256, 4)
     int8_gemm_nn(const i8* __restrict__ q, const float* __restrict__ x_scale, Weights w,
-                 const i8* __restrict__ table8, float* dx, int n, int m, int stride) {
+                 const i8* __restrict__ table8, float* dx, int n, int m, int stride, float unit_value) {
     __shared__ __align__(16) int a_tile[WORDS][68];
     __shared__ __align__(16) int b_tile[WORDS][68];
     __shared__ i8 table[32];
@@ -142,7 +145,9 @@ KERNEL __launch_bounds__(256, 4)
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             int row = first_row + ty + i, col = first_col + tx + j;
-            if (row < n && col < w.cols) dx[(size_t)row * w.cols + col] = (float)sum[i][j] * x_scale[row];
+            if (row < n && col < w.cols) {
+                dx[(size_t)row * w.cols + col] = (float)sum[i][j] * (x_scale[row] * unit_value);
+            }
         }
     }
 }

@@ -224,9 +224,10 @@ KERNEL __launch_bounds__(256)
             bool real = c < cols;
             size_t element = (size_t)row * cols + c;
             int code = 0, ballot = 0;
+            // Codes behind the last column fill its byte; they stay.
+            if (c / 2 < w.row_bytes) code = (nibbles[c / 2] >> (c % 2 * 4)) & 15;
+            if (high && c / 8 < w.high_row_bytes) code |= ((high[c / 8] >> (c % 8)) & 1) << 4;
             if (real) {
-                code = (nibbles[c / 2] >> (c % 2 * 4)) & 15;
-                if (high) code |= ((high[c / 8] >> (c % 8)) & 1) << 4;
                 ballot = b.ballot[element];
                 if (b.votes) {
                     int vote = b.votes[element];

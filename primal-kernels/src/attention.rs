@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::dense::{View, multiply, multiply_into};
 use crate::grid::{dot, dot_lanes};
 use crate::isa::{Isa, dispatch};
-use crate::lanes::{LANES, Lanes, exp};
+use crate::lanes::{LANES, Lanes, exp, ln};
 
 /// Rows and columns of a tile of scores.
 pub(crate) const TILE: usize = 64;
@@ -324,7 +324,7 @@ fn forward_tile(
         };
     }
     for ((lse, &max), sum) in lse.iter_mut().zip(&softmax.max).zip(&mut softmax.sum) {
-        *lse = max + sum.ln();
+        *lse = max + ln(*sum);
         *sum = 1.0 / *sum;
     }
     // SAFETY: this task alone uses this head's columns of this sequence's rows.

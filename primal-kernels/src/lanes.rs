@@ -20,7 +20,7 @@ pub(crate) mod avx512;
 mod math;
 pub(crate) mod scalar;
 
-pub(crate) use math::exp;
+pub(crate) use math::{exp, ln};
 
 /// Lanes in a vector, in every tier.
 pub(crate) const LANES: usize = 16;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::dense::{matmul_nn, matmul_nt};
 use crate::isa::{Isa, dispatch};
-use crate::lanes::{LANES, Lanes, exp};
+use crate::lanes::{LANES, Lanes, exp, ln};
 use crate::rows::{MatrixRows, fill_rows};
 
 /// Vocabulary rows of a tile.
@@ -134,7 +134,7 @@ pub fn cross_entropy_forward(
         .zip(lse)
         .zip(targets.iter().zip(&scratch.running));
     for ((loss, lse), (&target, running)) in rows {
-        *lse = running.max + running.sum.ln();
+        *lse = running.max + ln(running.sum);
         if target != IGNORED {
             *loss += *lse;
         }

@@ -4,6 +4,25 @@ use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for_rows, launch};
 use super::error::CudaError;
 use super::weights::DeviceWeights;
+use crate::int8::Int8Grid;
+
+/// A grid as integers, on the device.
+#[derive(Debug)]
+pub struct DeviceInt8Grid {
+    /// (32) i8.
+    values: Buffer<i8>,
+    unit_value: f32,
+}
+
+impl DeviceInt8Grid {
+    /// Copies a table to the device.
+    pub fn upload(device: &Device, grid: &Int8Grid) -> Result<Self, CudaError> {
+        Ok(DeviceInt8Grid {
+            values: Buffer::from_slice(device, &grid.values, "integer values of a grid")?,
+            unit_value: grid.unit_value,
+        })
+    }
+}
 
 /// Rows of activations as i8, each in units of its largest magnitude / 127.
 #[derive(Debug)]
@@ -64,15 +83,15 @@ pub fn quantise_rows(
     )
 }
 
-/// y (n, m) = x wᵀ for quantised x (n, k) and w (m, k) on a grid with one scale a row. `table`
-/// (32) i8 has the grid's values in units that `w`'s scales do not know: y is in those units.
+/// y (n, m) = x wᵀ for quantised x (n, k) and w (m, k) on `grid` with one scale a row: the bits of
+/// the CPU's `int8_matmul_nt`.
 ///
 /// # Panics
 /// If a length does not match.
 pub fn int8_matmul_nt(
     x: &QuantisedRows,
     w: &DeviceWeights,
-    table: View<'_, i8>,
+    grid: &DeviceInt8Grid,
     n: usize,
     y: View<'_, f32>,
 ) -> Result<(), CudaError> {
@@ -87,22 +106,24 @@ pub fn int8_matmul_nt(
         x.values.view(..n * x.stride).address,
         x.scales.view(..n).address,
         w.raw(),
-        table.of(32, "a table of 32"),
+        grid.values.view(..).address,
         y.of(n * m, "y is (n, m)"),
         n as i32,
         m as i32,
         x.stride as i32,
+        grid.unit_value,
     )
 }
 
-/// dx (n, k) = dy w for quantised dy · scales (n, m) and w (m, k); in the table's units.
+/// dx (n, k) = dy w for quantised dy · scales (n, m) and w (m, k): the bits of the CPU's
+/// `int8_matmul_nn`.
 ///
 /// # Panics
 /// If a length does not match.
 pub fn int8_matmul_nn(
     dy: &QuantisedRows,
     w: &DeviceWeights,
-    table: View<'_, i8>,
+    grid: &DeviceInt8Grid,
     n: usize,
     dx: View<'_, f32>,
 ) -> Result<(), CudaError> {
@@ -116,10 +137,11 @@ pub fn int8_matmul_nn(
         dy.values.view(..n * dy.stride).address,
         dy.scales.view(..n).address,
         w.raw(),
-        table.of(32, "a table of 32"),
+        grid.values.view(..).address,
         dx.of(n * w.cols(), "dx is (n, k)"),
         n as i32,
         w.rows() as i32,
         dy.stride as i32,
+        grid.unit_value,
     )
 }

@@ -136,7 +136,8 @@ impl FourRows {
                 let from = &high[row * row_bytes..][..row_bytes];
                 let used = len.div_ceil(8);
                 let mut bytes = [0; 4];
-                bytes[..used].copy_from_slice(&from[start / 8..][..used]);
+                let start = (start / 8).min(row_bytes);
+                bytes[..used].copy_from_slice(&from[start..][..used]);
                 *to = u32::from_le_bytes(bytes);
             }
         }

@@ -1,4 +1,5 @@
-//! exp from the lanes' own operations: the same bits in every tier.
+//! exp from the lanes' own operations, and ln in float64: the same bits in every tier, with every
+//! C library and on a GPU.
 
 use std::f32::consts::LOG2_E;
 
@@ -42,4 +43,46 @@ pub(crate) fn exp<L: Lanes>(lanes: L, x: L::F) -> L::F {
     let result = lanes.select(lanes.lt(x, lanes.splat(LOWEST)), lanes.zero(), result);
     let too_large = lanes.lt(lanes.splat(HIGHEST), x);
     lanes.select(too_large, lanes.splat(f32::INFINITY), result)
+}
+
+/// ln x of a positive, normal, finite x, to less than one unit in the last place; infinity and NaN
+/// stay what they are. x = m · 2^e with m in [1/√2, √2), then the series of
+/// 2 artanh((m − 1) / (m + 1)).
+pub(crate) fn ln(x: f32) -> f32 {
+    const ROOT_HALF_BITS: i32 = 0x3f35_04f3;
+    let bits = x.to_bits().cast_signed();
+    if !(0x0080_0000..0x7f80_0000).contains(&bits) {
+        return x * f32::INFINITY;
+    }
+    let exponent = (bits - ROOT_HALF_BITS) >> 23;
+    let m = f64::from(f32::from_bits((bits - (exponent << 23)).cast_unsigned()));
+    let s = (m - 1.0) / (m + 1.0);
+    let z = s * s;
+    let mut p = 1.0 / 19.0;
+    for odd in [17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0] {
+        p = p * z + 1.0 / odd;
+    }
+    p = p * z + 1.0;
+    (f64::from(exponent) * std::f64::consts::LN_2 + 2.0 * s * p) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ln;
+
+    #[test]
+    fn ln_is_within_half_a_unit_and_a_little() {
+        let mut x = f32::MIN_POSITIVE;
+        while x < 1e38 {
+            let exact = f64::from(x).ln();
+            let error = (f64::from(ln(x)) - exact).abs();
+            assert!(
+                error <= 0.5001 * f64::from(f32::EPSILON) * exact.abs(),
+                "{x}"
+            );
+            x *= 1.000_37;
+        }
+        assert_eq!((ln(1.0), ln(f32::INFINITY)), (0.0, f32::INFINITY));
+        assert!(ln(f32::NAN).is_nan());
+    }
 }
