@@ -75,6 +75,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
         self.add(self.mul(a, b), c)
     }
 
+    /// `a * b + c` with one rounding. For convolutions, which are bound by multiplications; the
+    /// portable tier computes it in software.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+
     /// Ordered: false where either is NaN.
     fn lt(self, a: Self::F, b: Self::F) -> Self::M;
     fn select(self, mask: Self::M, yes: Self::F, no: Self::F) -> Self::F;

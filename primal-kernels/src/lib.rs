@@ -14,6 +14,7 @@
 //! - **Layers**: [`matmul_nt`], [`attention`], [`norm()`], [`rotate`], [`gelu`], [`swiglu`],
 //!   [`cross_entropy_forward`] and their backward passes.
 //! - **Float part**: [`adamw`].
+//! - **Sound**: [`Conv1d`] over channel-major [`Signal`]s.
 //!
 //! ```
 //! use primal_kernels::{FlipTable, Isa, VoteRng, cast_votes_i8, count_row, decode_row};
@@ -47,6 +48,7 @@ mod act;
 mod adamw;
 mod attention;
 mod bandwidth;
+mod conv;
 mod counting;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -61,6 +63,7 @@ mod loss;
 mod norm;
 mod rope;
 mod rows;
+mod signal;
 mod swiglu;
 #[cfg(test)]
 mod test_support;
@@ -70,6 +73,7 @@ pub use act::{add, add_bias, gelu, gelu_backward, gelu_in_place, sum_rows};
 pub use adamw::{AdamStep, adamw, all_finite, scale, sum_squares};
 pub use attention::{AttentionShape, attention, attention_backward, attention_decode};
 pub use bandwidth::read_bandwidth;
+pub use conv::Conv1d;
 pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;
@@ -87,6 +91,7 @@ pub use loss::{
 pub use norm::{NormKind, norm, norm_backward};
 pub use rope::rotate;
 pub use rows::{DenseRows, MatrixRows, fill_rows};
+pub use signal::Signal;
 pub use swiglu::{swiglu, swiglu_backward};
 pub use vote::{
     CastStats, CountStats, FlipTable, RowStats, VoteRng, cast_votes_i8, cast_votes_i16,

@@ -89,6 +89,13 @@ impl Lanes for Avx2 {
         both!(_mm256_mul_ps(a, b))
     }
     #[inline(always)]
+    fn fma(self, a: Floats, b: Floats, c: Floats) -> Floats {
+        simd!([
+            _mm256_fmadd_ps(a[0], b[0], c[0]),
+            _mm256_fmadd_ps(a[1], b[1], c[1]),
+        ])
+    }
+    #[inline(always)]
     fn div(self, a: Floats, b: Floats) -> Floats {
         both!(_mm256_div_ps(a, b))
     }

@@ -80,6 +80,10 @@ impl Lanes for Scalar {
         zip(a, b, |a, b| a * b)
     }
     #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        from_fn(|l| a[l].mul_add(b[l], c[l]))
+    }
+    #[inline(always)]
     fn div(self, a: Self::F, b: Self::F) -> Self::F {
         zip(a, b, |a, b| a / b)
     }

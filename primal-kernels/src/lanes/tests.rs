@@ -72,6 +72,9 @@ fn float_ops<L: Lanes>(lanes: L, a: &[f32; 16], b: &[f32; 16], out: &mut [[u32; 
     let mut rounded = [0; 16];
     lanes.store_i(lanes.round(finite), &mut rounded);
     out[16] = rounded.map(i32::cast_unsigned);
+    let mut fused = [0.0; 16];
+    lanes.store(lanes.fma(finite, y, finite), &mut fused);
+    out[17] = fused.map(|v| if v.is_nan() { 0 } else { v.to_bits() });
 }
 
 fn plain_float_ops(a: &[f32; 16], b: &[f32; 16]) -> Vec<[u32; 16]> {
@@ -119,6 +122,10 @@ fn plain_float_ops(a: &[f32; 16], b: &[f32; 16]) -> Vec<[u32; 16]> {
             }
         }),
         a.map(|a| (clamp(a).round_ties_even() as i32).cast_unsigned()),
+        std::array::from_fn(|l| {
+            let fused = clamp(a[l]).mul_add(b[l], clamp(a[l]));
+            if fused.is_nan() { 0 } else { fused.to_bits() }
+        }),
     ]
 }
 
@@ -128,7 +135,7 @@ fn float_operations_match_plain_arithmetic() {
         for shift in 0..16 {
             let mut b = SAMPLE;
             b.rotate_left(shift);
-            let mut got = vec![[0; 16]; 17];
+            let mut got = vec![[0; 16]; 18];
             dispatch!(isa, float_ops(&SAMPLE, &b, &mut got));
             for (op, (got, want)) in got.iter().zip(plain_float_ops(&SAMPLE, &b)).enumerate() {
                 assert_eq!(got, &want, "{}: operation {op}, shift {shift}", isa.name());
