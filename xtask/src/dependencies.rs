@@ -22,6 +22,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
             "primal-kernels",
             "primal-optim",
             "primal-model",
+            "primal-vocoder",
         ],
     ),
     (

@@ -1,0 +1,264 @@
+//! WAV files in and out, and other sample rates.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Seek, Write};
+use std::path::Path;
+
+use hound::{SampleFormat, WavReader, WavSpec, WavWriter};
+use rubato::audioadapter_buffers::direct::SequentialSlice;
+use rubato::{Fft, FixedSync, Resampler};
+
+use crate::error::VocoderError;
+
+/// Most samples of a channel that are read: an hour and a half at 48 kHz.
+const MAX_SAMPLES: usize = 1 << 28;
+
+/// Sample rates that a file may have.
+const RATES_HZ: std::ops::RangeInclusive<u32> = 1000..=384_000;
+
+/// Input frames of a step of the resampler.
+const RESAMPLE_CHUNK: usize = 1024;
+
+/// A mono sound.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sound {
+    /// Samples in −1..1.
+    pub samples: Vec<f32>,
+    /// Samples a second.
+    pub rate_hz: u32,
+}
+
+/// Reads a WAV file of 8 to 32 bits or float32; several channels are averaged.
+///
+/// # Errors
+/// [`VocoderError::Io`]; [`VocoderError::Wav`] for a header that lies, a file cut short, a format
+/// that is not read and samples that are not finite.
+pub fn read_wav(path: &Path) -> Result<Sound, VocoderError> {
+    let file = File::open(path).map_err(|source| VocoderError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    let fail = |reason: String| VocoderError::Wav {
+        path: path.to_owned(),
+        reason,
+    };
+    let reader = WavReader::new(BufReader::new(file)).map_err(|error| fail(error.to_string()))?;
+    let spec = reader.spec();
+    if spec.channels == 0 || spec.channels > 64 {
+        return Err(fail(format!("{} channels", spec.channels)));
+    }
+    if !RATES_HZ.contains(&spec.sample_rate) {
+        return Err(fail(format!("{} samples a second", spec.sample_rate)));
+    }
+    let channels = usize::from(spec.channels);
+    if reader.len() as usize / channels > MAX_SAMPLES {
+        return Err(fail(format!("{} samples are too many", reader.len())));
+    }
+    let samples = match (spec.sample_format, spec.bits_per_sample) {
+        (SampleFormat::Float, 32) => mix(reader.into_samples::<f32>(), channels, 1.0),
+        (SampleFormat::Int, bits @ 8..=32) => {
+            let scale = 0.5_f32.powi(i32::from(bits) - 1);
+            let values = reader.into_samples::<i32>();
+            mix(
+                values.map(|value| value.map(|value| value as f32)),
+                channels,
+                scale,
+            )
+        }
+        (format, bits) => return Err(fail(format!("{format:?} samples of {bits} bits"))),
+    };
+    let samples = samples.map_err(|error| fail(error.to_string()))?;
+    if samples.iter().any(|sample| !sample.is_finite()) {
+        return Err(fail("a sample is not finite".to_owned()));
+    }
+    Ok(Sound {
+        samples,
+        rate_hz: spec.sample_rate,
+    })
+}
+
+/// Averages channels. The header's count of samples sizes nothing: memory grows with what is read.
+fn mix(
+    values: impl Iterator<Item = hound::Result<f32>>,
+    channels: usize,
+    scale: f32,
+) -> hound::Result<Vec<f32>> {
+    let scale = scale / channels as f32;
+    let (mut samples, mut sum) = (Vec::new(), 0.0);
+    for (index, value) in values.enumerate() {
+        sum += value?;
+        if index % channels == channels - 1 {
+            samples.push(sum * scale);
+            sum = 0.0;
+        }
+    }
+    Ok(samples)
+}
+
+/// Writes samples as a mono WAV file of 16 bits; what is beyond −1..1 is clipped.
+///
+/// # Errors
+/// [`VocoderError::Io`], [`VocoderError::Wav`].
+pub fn write_wav(path: &Path, samples: &[f32], rate_hz: u32) -> Result<(), VocoderError> {
+    let file = File::create(path).map_err(|source| VocoderError::Io {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })?;
+    write_wav_to(BufWriter::new(file), samples, rate_hz).map_err(|error| VocoderError::Wav {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+fn write_wav_to(to: impl Write + Seek, samples: &[f32], rate_hz: u32) -> hound::Result<()> {
+    let spec = WavSpec {
+        channels: 1,
+        sample_rate: rate_hz,
+        bits_per_sample: 16,
+        sample_format: SampleFormat::Int,
+    };
+    let mut writer = WavWriter::new(to, spec)?;
+    for sample in samples {
+        writer.write_sample((sample.clamp(-1.0, 1.0) * 32_767.0).round() as i16)?;
+    }
+    writer.finalize()
+}
+
+/// Converts samples from one rate to another.
+///
+/// # Errors
+/// [`VocoderError::Resample`].
+pub fn resample(input: &[f32], from_hz: u32, to_hz: u32) -> Result<Vec<f32>, VocoderError> {
+    if from_hz == to_hz || input.is_empty() {
+        return Ok(input.to_vec());
+    }
+    let fail = |reason: String| VocoderError::Resample {
+        from_hz,
+        to_hz,
+        reason,
+    };
+    if !RATES_HZ.contains(&from_hz) || !RATES_HZ.contains(&to_hz) {
+        return Err(fail("rates are 1,000 to 384,000 Hz".to_owned()));
+    }
+    let (from, to) = (from_hz as usize, to_hz as usize);
+    let mut resampler = Fft::<f32>::new(from, to, RESAMPLE_CHUNK, 1, FixedSync::Input)
+        .map_err(|error| fail(error.to_string()))?;
+    let adapter =
+        SequentialSlice::new(input, 1, input.len()).map_err(|error| fail(error.to_string()))?;
+    let output = resampler
+        .process_all(&adapter, input.len(), None)
+        .map_err(|error| fail(error.to_string()))?;
+    let mut samples = output.take_data();
+    // The resampler computes the length in floating point and may be one off.
+    samples.truncate((input.len() * to).div_ceil(from));
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::Cursor;
+
+    fn tone(len: usize, rate_hz: f32) -> Vec<f32> {
+        (0..len)
+            .map(|t| 0.5 * (std::f32::consts::TAU * 440.0 * t as f32 / rate_hz).sin())
+            .collect()
+    }
+
+    fn wav_bytes(samples: &[f32]) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        write_wav_to(&mut bytes, samples, 22_050).unwrap();
+        bytes.into_inner()
+    }
+
+    fn read_bytes(bytes: &[u8]) -> Result<Sound, VocoderError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), bytes).unwrap();
+        read_wav(file.path())
+    }
+
+    #[test]
+    fn sounds_come_back() {
+        let samples = tone(1000, 22_050.0);
+        let sound = read_bytes(&wav_bytes(&samples)).unwrap();
+        assert_eq!((sound.samples.len(), sound.rate_hz), (1000, 22_050));
+        for (a, b) in samples.iter().zip(&sound.samples) {
+            assert!((a - b).abs() < 1.0 / 32_000.0);
+        }
+        let loud = read_bytes(&wav_bytes(&[2.0, -2.0])).unwrap();
+        assert!(loud.samples[0] > 0.999 && loud.samples[1] < -0.999);
+    }
+
+    #[test]
+    fn channels_are_averaged_in_every_format() {
+        for (bits, format, one) in [
+            (8, SampleFormat::Int, 64),
+            (16, SampleFormat::Int, 1 << 14),
+            (24, SampleFormat::Int, 1 << 22),
+            (32, SampleFormat::Int, 1 << 30),
+        ] {
+            let spec = WavSpec {
+                channels: 2,
+                sample_rate: 8000,
+                bits_per_sample: bits,
+                sample_format: format,
+            };
+            let mut bytes = Cursor::new(Vec::new());
+            let mut writer = WavWriter::new(&mut bytes, spec).unwrap();
+            for value in [one, 0, one, -one] {
+                writer.write_sample(value).unwrap();
+            }
+            writer.finalize().unwrap();
+            assert_eq!(
+                read_bytes(&bytes.into_inner()).unwrap().samples,
+                [0.25, 0.0],
+                "{bits}"
+            );
+        }
+    }
+
+    #[test]
+    fn broken_files_are_errors() {
+        let good = wav_bytes(&tone(100, 22_050.0));
+        for len in 0..good.len() {
+            assert!(read_bytes(&good[..len]).is_err(), "{len} bytes");
+        }
+        // Every byte of the header set to extremes: an error or a sound, never a panic.
+        for at in 0..44 {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut bytes = good.clone();
+                bytes[at] = value;
+                if let Ok(sound) = read_bytes(&bytes) {
+                    assert!(sound.samples.len() <= 200, "byte {at} = {value}");
+                }
+            }
+        }
+        // A data chunk that claims four gigabytes.
+        let mut lying = good.clone();
+        lying[40..44].copy_from_slice(&0xffff_fff0_u32.to_le_bytes());
+        assert!(matches!(read_bytes(&lying), Err(VocoderError::Wav { .. })));
+        assert!(matches!(
+            read_wav(Path::new("/nowhere.wav")),
+            Err(VocoderError::Io { .. })
+        ));
+    }
+
+    #[test]
+    fn a_tone_keeps_its_pitch_at_another_rate() {
+        for (from, to) in [(44_100, 22_050), (16_000, 22_050), (22_050, 48_000)] {
+            let samples = resample(&tone(from as usize, from as f32), from, to).unwrap();
+            assert_eq!(samples.len(), to as usize, "{from} to {to}");
+            let want = tone(to as usize, to as f32);
+            for t in 4000..to as usize - 4000 {
+                // The delay that is cut off is rounded to whole samples: half of one is 0.03 here.
+                assert!((samples[t] - want[t]).abs() < 0.04, "{from} to {to} at {t}");
+            }
+        }
+        assert_eq!(resample(&[0.5], 8000, 8000).unwrap(), [0.5]);
+        assert!(resample(&[], 8000, 16_000).unwrap().is_empty());
+        assert!(resample(&[0.5], 0, 16_000).is_err());
+    }
+}
