@@ -49,6 +49,7 @@ mod adamw;
 mod attention;
 mod bandwidth;
 mod conv;
+mod bf16;
 mod counting;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -74,6 +75,7 @@ pub use adamw::{AdamStep, adamw, all_finite, scale, sum_squares};
 pub use attention::{AttentionShape, attention, attention_backward, attention_decode};
 pub use bandwidth::read_bandwidth;
 pub use conv::Conv1d;
+pub use bf16::{Bf16Panels, bf16_tn_tile};
 pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;

@@ -119,6 +119,9 @@ impl FourRows {
             high: [0; 4],
         };
         let len = matrix.cols().saturating_sub(start).min(STRIP);
+        if len == 0 {
+            return codes;
+        }
         let row_bytes = matrix.row_bytes();
         for (row, to) in rows.clone().zip(&mut codes.nibbles) {
             let from = &matrix.nibbles()[row * row_bytes..][..row_bytes];

@@ -128,59 +128,68 @@ fn quantise_row<L: Lanes>(
     values: &mut [i8],
     sums: &mut [i32],
 ) -> f32 {
-    let (vectors, tail) = x.as_chunks::<LANES>();
-    let (scale_vectors, scale_tail) = col_scale.unwrap_or(&[]).as_chunks::<LANES>();
-    let scaled = |i: usize| {
-        let (x, scale) = match vectors.get(i) {
-            Some(x) => (
-                lanes.load(x),
-                scale_vectors.get(i).map(|scale| lanes.load(scale)),
-            ),
-            None => (
-                lanes.load_tail(tail),
-                col_scale.map(|_| lanes.load_tail(scale_tail)),
-            ),
-        };
-        match scale {
-            Some(scale) => lanes.mul(x, scale),
-            None => x,
+    // Whole vectors first; the rest is padded, in x and in its scale, with zeros.
+    let n_vectors = x.len() / LANES;
+    let mut last = [0.0; LANES];
+    last[..x.len() % LANES].copy_from_slice(&x[n_vectors * LANES..]);
+    let mut last_scale = [0.0; LANES];
+    if let Some(scale) = col_scale {
+        last_scale[..x.len() % LANES].copy_from_slice(&scale[n_vectors * LANES..]);
+    }
+    let x = x.as_chunks::<LANES>().0.iter().chain([&last]);
+    match col_scale {
+        Some(scale) => {
+            let scale = scale.as_chunks::<LANES>().0.iter().chain([&last_scale]);
+            let scaled = x
+                .zip(scale)
+                .map(|(x, scale)| lanes.mul(lanes.load(x), lanes.load(scale)));
+            quantise_vectors(lanes, scaled, values, sums)
         }
-    };
-    let n_vectors = x.len().div_ceil(LANES);
+        None => quantise_vectors(lanes, x.map(|x| lanes.load(x)), values, sums),
+    }
+}
+
+/// [`quantise_row`] of vectors that may be more than `values` has room for: those are zeros.
+#[inline(always)]
+fn quantise_vectors<L: Lanes>(
+    lanes: L,
+    x: impl Iterator<Item = L::F> + Clone,
+    values: &mut [i8],
+    sums: &mut [i32],
+) -> f32 {
     let mut largest = lanes.zero();
     // x · 0 is NaN for what is not finite, and any NaN in a sum stays.
     let mut poison = lanes.zero();
-    for i in 0..n_vectors {
-        let x = scaled(i);
+    for x in x.clone() {
         largest = lanes.max(lanes.abs(x), largest);
         poison = lanes.mul_then_add(x, lanes.zero(), poison);
     }
     let largest = lanes.max_lane(largest);
+    let finite = lanes.sum(poison).is_finite();
     let inverse = 127.0 / largest;
-    if !lanes.sum(poison).is_finite() || !inverse.is_finite() {
+    if !finite || !inverse.is_finite() {
         values.fill(0);
         sums.fill(0);
         // A row of zeros, or of numbers too small to invert, is zero; anything else poisons.
-        return if lanes.sum(poison).is_finite() {
-            0.0
-        } else {
-            f32::NAN
-        };
+        return if finite { 0.0 } else { f32::NAN };
     }
     let inverse = lanes.splat(inverse);
     let limit = lanes.splat_i(127);
-    let (blocks, _) = values.as_chunks_mut::<LANES>();
-    for (i, block) in blocks.iter_mut().enumerate() {
-        if i < n_vectors {
-            let q = lanes.round(lanes.mul(scaled(i), inverse));
+    let mut x = x;
+    for (sum, unit) in sums.iter_mut().zip(values.as_chunks_mut::<GROUP_UNIT>().0) {
+        let mut unit_sum = lanes.splat_i(0);
+        for block in unit.as_chunks_mut::<LANES>().0 {
+            let q = match x.next() {
+                Some(x) => lanes.round(lanes.mul(x, inverse)),
+                None => lanes.splat_i(0),
+            };
             let q = lanes.max_i(lanes.min_i(q, limit), lanes.splat_i(-127));
+            unit_sum = lanes.add_i(unit_sum, q);
             lanes.store_i8(q, block);
-        } else {
-            block.fill(0);
         }
-    }
-    for (sum, block) in sums.iter_mut().zip(values.chunks_exact(GROUP_UNIT)) {
-        *sum = block.iter().map(|&q| i32::from(q)).sum();
+        let mut parts = [0; LANES];
+        lanes.store_i(unit_sum, &mut parts);
+        *sum = parts.iter().sum();
     }
     largest / 127.0
 }

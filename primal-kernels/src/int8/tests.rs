@@ -128,12 +128,12 @@ fn ledger_bytes_are_those_allocated() {
         let held = QuantisedRows::new(rows, cols);
         assert_eq!(held.allocated_bytes(), QuantisedRows::bytes(rows, cols));
     }
-    let w = matrix(&Grid::fine(), 33, 70, 64, 1);
+    let w = matrix(&Grid::fine(), 33, 96, 64, 1);
     let packed = pack(&w);
-    let arena = PackedWeights::arena_bytes(33, 70, true);
+    let arena = PackedWeights::arena_bytes(33, 96, true);
     assert_eq!(
         packed.bytes(),
-        arena + PackedWeights::scale_bytes(33, 70, 64)
+        arena + PackedWeights::scale_bytes(33, 96, 64)
     );
 }
 
