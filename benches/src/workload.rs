@@ -217,7 +217,7 @@ fn dense(sizes: &Sizes) -> [Workload; 3] {
             format!("gemm weight grad tile {n}x{TILE_ROWS}x{k}, 1 thread"),
             0,
             2 * n * TILE_ROWS * k,
-            move || matmul_tn_tile(&dy2, &x2, n, m, k, 0..TILE_ROWS, &mut dw),
+            move || matmul_tn_tile(&dy2, &x2, n, m, k, 0..TILE_ROWS, &mut dw, false),
         ),
     ]
 }
@@ -266,8 +266,8 @@ fn cross_entropies(isa: Isa, sizes: &Sizes) -> Result<[Workload; 2]> {
     let targets: Vec<u32> = (0..n).map(|row| (row * 7919 % vocab) as u32).collect();
     let targets2 = targets.clone();
     let (mut losses, mut lse) = (vec![0.0; n], vec![0.0; n]);
-    let mut scratch = CrossEntropyScratch::new(n, vocab, width);
-    let mut scratch2 = CrossEntropyScratch::new(n, vocab, width);
+    let mut scratch = CrossEntropyScratch::new(n, vocab, width, false);
+    let mut scratch2 = CrossEntropyScratch::new(n, vocab, width, false);
     cross_entropy_forward(
         isa,
         &x,

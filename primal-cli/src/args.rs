@@ -115,6 +115,9 @@ pub struct TrainArgs {
     /// Steps between checkpoints, 0 for the end only.
     #[arg(long, value_name = "N")]
     pub save_every: Option<u32>,
+    /// Memory that the run may take, in MiB: keeps or recomputes activations to fit.
+    #[arg(long, value_name = "MIB")]
+    pub memory_budget: Option<u64>,
     /// Begin even if the ledger says that the memory will not do.
     #[arg(long)]
     pub ignore_memory_limit: bool,
@@ -230,6 +233,9 @@ pub struct PlanArgs {
     /// What computes.
     #[arg(long, value_parser = backend_parser())]
     pub backend: Option<Backend>,
+    /// Memory that the run may take, in MiB: keeps or recomputes activations to fit.
+    #[arg(long, value_name = "MIB")]
+    pub memory_budget: Option<u64>,
     /// Override any key, e.g. train.recompute=1; can be given many times.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,

@@ -72,8 +72,9 @@ pub fn matmul_nn(
     multiply_chunks(dy, View::rows(w, k), dx, (n, k, m), piece_rows, accumulate);
 }
 
-/// A tile of a weight gradient, on the calling thread: out = dy[:, rows]ᵀ x with dy (n, m),
-/// x (n, k), out (rows.len(), k), all row-major.
+/// A tile of a weight gradient, on the calling thread: out = dy[:, rows]ᵀ x, or out += … when
+/// `accumulate`, with dy (n, m), x (n, k), out (rows.len(), k), all row-major. Pieces of a
+/// multiple of 256 tokens that accumulate give the bits of the whole.
 ///
 /// # Panics
 /// If a length does not match its shape or `rows` is not within 0..m.
@@ -85,20 +86,21 @@ pub fn matmul_tn_tile(
     k: usize,
     rows: Range<usize>,
     out: &mut [f32],
+    accumulate: bool,
 ) {
     assert_eq!(dy.len(), n * m, "dy is (n, m)");
     assert_eq!(x.len(), n * k, "x is (n, k)");
     assert!(rows.end <= m, "rows {rows:?} of {m}");
     assert_eq!(out.len(), rows.len() * k, "out is (rows, k)");
-    if n == 0 {
+    if n == 0 && !accumulate {
         out.fill(0.0);
-        return;
     }
     for start in (0..n).step_by(CHUNK_DEPTH) {
         let depth = CHUNK_DEPTH.min(n - start);
         let dy = View::rows(&dy[start * m + rows.start..], m).transposed();
         let x = View::rows(&x[start * k..], k);
-        multiply((rows.len(), k, depth), dy, x, out, k, start > 0);
+        let add = accumulate || start > 0;
+        multiply((rows.len(), k, depth), dy, x, out, k, add);
     }
 }
 
@@ -302,7 +304,7 @@ mod tests {
 
             let rows = m / 3..m;
             let mut dw = noise(rows.len() * k, 6);
-            matmul_tn_tile(&dy, &x, n, m, k, rows.clone(), &mut dw);
+            matmul_tn_tile(&dy, &x, n, m, k, rows.clone(), &mut dw, false);
             let tile = oracle(rows.len(), k, n, |r, c, d| {
                 f(dy[d * m + rows.start + r]) * f(x[d * k + c])
             });

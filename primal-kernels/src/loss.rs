@@ -1,13 +1,16 @@
 //! Cross-entropy over a vocabulary in tiles: the (n, V) logits never exist at once.
 //!
 //! The forward pass keeps a running maximum and sum of exponentials a row; the backward pass
-//! computes the logits of a tile anew and turns them into their gradients.
+//! computes the logits of a tile anew and turns them into their gradients. With scratch for it,
+//! products with a head on the grid are computed in int8.
 
 use std::ops::Range;
 
+use primal_lut::QuantMatrix;
 use rayon::prelude::*;
 
 use crate::dense::{matmul_nn, matmul_nt};
+use crate::int8::{QuantisedRows, int8_matmul_nn, int8_matmul_nt};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes, exp, ln};
 use crate::rows::{MatrixRows, fill_rows};
@@ -33,19 +36,30 @@ pub fn vocab_tiles(vocab: usize) -> impl Iterator<Item = Range<usize>> {
 pub struct CrossEntropyScratch {
     /// (max_rows, tile), logits, then their gradients.
     logits: Vec<f32>,
-    /// (tile, C), decoded rows of the head.
+    /// (tile, C), decoded rows of the head, where products are in float.
     head: Vec<f32>,
+    /// Whether a head on the grid is multiplied in int8.
+    int8: bool,
+    /// (max_rows, C), x of the piece at hand.
+    x: QuantisedRows,
+    /// (max_rows, tile), gradients of logits.
+    gradients: QuantisedRows,
     /// (max_rows) each: the running maximum, the sum of exponentials.
     running: Vec<Running>,
 }
 
 impl CrossEntropyScratch {
-    /// Buffers for `max_rows` rows of `width` against `vocab` tokens.
-    pub fn new(max_rows: usize, vocab: usize, width: usize) -> Self {
+    /// Buffers for `max_rows` rows of `width` against `vocab` tokens; `int8`: for products in
+    /// int8 with a head on the grid.
+    pub fn new(max_rows: usize, vocab: usize, width: usize, int8: bool) -> Self {
         let tile = vocab.min(VOCAB_TILE);
+        let int8_rows = if int8 { max_rows } else { 0 };
         CrossEntropyScratch {
             logits: vec![0.0; max_rows * tile],
-            head: vec![0.0; tile * width],
+            head: vec![0.0; if int8 { 0 } else { tile * width }],
+            int8,
+            x: QuantisedRows::new(int8_rows, width),
+            gradients: QuantisedRows::new(int8_rows, tile),
             running: vec![Running::START; max_rows],
         }
     }
@@ -54,12 +68,43 @@ impl CrossEntropyScratch {
     pub fn allocated_bytes(&self) -> u64 {
         let floats = self.logits.len() + self.head.len();
         (4 * floats + size_of::<Running>() * self.running.len()) as u64
+            + self.x.allocated_bytes()
+            + self.gradients.allocated_bytes()
     }
 
     /// What [`CrossEntropyScratch::new`] allocates.
-    pub fn bytes(max_rows: usize, vocab: usize, width: usize) -> u64 {
+    pub fn bytes(max_rows: usize, vocab: usize, width: usize, int8: bool) -> u64 {
         let tile = vocab.min(VOCAB_TILE);
-        (4 * (max_rows * tile + tile * width) + size_of::<Running>() * max_rows) as u64
+        let logits = (4 * max_rows * tile + size_of::<Running>() * max_rows) as u64;
+        logits
+            + if int8 {
+                QuantisedRows::bytes(max_rows, width) + QuantisedRows::bytes(max_rows, tile)
+            } else {
+                4 * (tile * width) as u64
+            }
+    }
+
+    /// Takes `x` (n, C), against whose head the tiles of a backward pass come next.
+    pub fn start(&mut self, isa: Isa, x: &[f32], width: usize) {
+        if self.int8 {
+            self.x.quantise(isa, x, width, None);
+        }
+    }
+
+    /// Holds what the integer kernels take, `None` where a product goes by float.
+    fn int8_head<'h>(&self, head: &'h dyn MatrixRows) -> Option<&'h QuantMatrix> {
+        head.quant()
+            .filter(|matrix| self.int8 && matrix.group() == matrix.cols())
+    }
+
+    /// Decodes the head's rows `tile` into the scratch.
+    fn decode(&mut self, isa: Isa, head: &dyn MatrixRows, tile: Range<usize>) {
+        let len = tile.len() * head.cols();
+        if self.head.len() < len {
+            // Only for a head that is float, or has groups, in a pass that computes in int8.
+            self.head.resize(len, 0.0);
+        }
+        fill_rows(isa, head, tile, &mut self.head[..len]);
     }
 }
 
@@ -106,6 +151,7 @@ pub fn cross_entropy_forward(
         return;
     }
     scratch.running[..n].fill(Running::START);
+    scratch.start(isa, x, head.cols());
     losses.fill(0.0);
     for tile in vocab_tiles(head.rows()) {
         let width = tile.len();
@@ -146,7 +192,8 @@ pub fn cross_entropy_forward(
 /// 0 in ignored rows; **adds** their share of the gradient of x to `dx` (n, C) if there is one.
 ///
 /// Going over all [`vocab_tiles`] in order, `dx` zero before, makes the whole gradient; the
-/// caller makes that of the head's rows from the returned one and `x`.
+/// caller makes that of the head's rows from the returned one and `x`. Before the first tile,
+/// [`CrossEntropyScratch::start`] takes `x`.
 ///
 /// # Panics
 /// As [`cross_entropy_forward`]; also if `tile` is longer than [`VOCAB_TILE`].
@@ -168,7 +215,7 @@ pub fn cross_entropy_backward_tile<'s>(
     if n == 0 || width == 0 {
         return &[];
     }
-    tile_logits(isa, x, head, tile, n, piece_rows, scratch);
+    tile_logits(isa, x, head, tile.clone(), n, piece_rows, scratch);
     let logits = &mut scratch.logits[..n * width];
     logits
         .par_chunks_mut(CHUNK_ROWS * width)
@@ -191,19 +238,33 @@ pub fn cross_entropy_backward_tile<'s>(
             }
         });
     if let Some(dx) = dx {
-        let head_rows = &scratch.head[..width * head.cols()];
-        matmul_nn(
-            logits,
-            head_rows,
-            dx,
-            n,
-            width,
-            head.cols(),
-            piece_rows,
-            true,
-        );
+        input_gradient(isa, head, tile, n, piece_rows, dx, scratch);
     }
-    logits
+    &scratch.logits[..n * width]
+}
+
+/// dx += the gradients of the logits in the scratch times the head's rows `tile`.
+fn input_gradient(
+    isa: Isa,
+    head: &dyn MatrixRows,
+    tile: Range<usize>,
+    n: usize,
+    piece_rows: usize,
+    dx: &mut [f32],
+    scratch: &mut CrossEntropyScratch,
+) {
+    let (width, cols) = (tile.len(), head.cols());
+    if let Some(matrix) = scratch.int8_head(head) {
+        let scales = &matrix.scales()[tile.clone()];
+        let (gradients, logits) = (&mut scratch.gradients, &scratch.logits[..n * width]);
+        gradients.quantise(isa, logits, width, Some(scales));
+        if int8_matmul_nn(isa, gradients, matrix, tile.clone(), dx, true) {
+            return;
+        }
+        scratch.decode(isa, head, tile);
+    }
+    let (logits, head_rows) = (&scratch.logits[..n * width], &scratch.head[..width * cols]);
+    matmul_nn(logits, head_rows, dx, n, width, cols, piece_rows, true);
 }
 
 fn assert_targets(targets: &[u32], vocab: usize) {
@@ -229,16 +290,28 @@ fn tile_logits<'s>(
 ) -> (&'s [f32], &'s mut [Running]) {
     let (width, cols) = (tile.len(), head.cols());
     assert!(
-        n <= scratch.running.len()
-            && n * width <= scratch.logits.len()
-            && width * cols <= scratch.head.len(),
+        n <= scratch.running.len() && n * width <= scratch.logits.len(),
         "scratch for {n} rows, a tile of {width} and width {cols}"
     );
-    let head_rows = &mut scratch.head[..width * cols];
-    fill_rows(isa, head, tile, head_rows);
-    let logits = &mut scratch.logits[..n * width];
-    matmul_nt(x, head_rows, logits, n, width, cols, piece_rows, false);
-    (logits, &mut scratch.running[..n])
+    let in_int8 = match scratch.int8_head(head) {
+        Some(matrix) => {
+            assert_eq!(
+                (scratch.x.rows(), scratch.x.cols()),
+                (n, cols),
+                "x was taken"
+            );
+            let logits = &mut scratch.logits[..n * width];
+            int8_matmul_nt(isa, &scratch.x, matrix, tile.clone(), logits, false)
+        }
+        None => false,
+    };
+    if !in_int8 {
+        scratch.decode(isa, head, tile);
+        let head_rows = &scratch.head[..width * cols];
+        let logits = &mut scratch.logits[..n * width];
+        matmul_nt(x, head_rows, logits, n, width, cols, piece_rows, false);
+    }
+    (&scratch.logits[..n * width], &mut scratch.running[..n])
 }
 
 /// The running softmax after the logits `row`.

@@ -22,9 +22,16 @@ pub trait MatrixRows: Sync {
     /// # Panics
     /// If `row` is out of range or `out` has another length.
     fn fill_row(&self, isa: Isa, row: usize, out: &mut [f32]);
+    /// The matrix on a grid, where it lives on one.
+    fn quant(&self) -> Option<&QuantMatrix> {
+        None
+    }
 }
 
 impl MatrixRows for QuantMatrix {
+    fn quant(&self) -> Option<&QuantMatrix> {
+        Some(self)
+    }
     fn rows(&self) -> usize {
         self.rows()
     }

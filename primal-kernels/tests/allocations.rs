@@ -25,7 +25,7 @@ fn warm_kernels_allocate_nothing() {
     let (mut mean, mut rstd) = (vec![0.0; n], vec![0.0; n]);
     let (mut dweight, mut dbias) = (vec![0.0; c], vec![0.0; c]);
     let (mut losses, mut lse) = (vec![0.0; n], vec![0.0; n * shape.heads]);
-    let mut scratch = CrossEntropyScratch::new(n, vocab, c);
+    let mut scratch = CrossEntropyScratch::new(n, vocab, c, false);
     let head = DenseRows {
         rows: vocab,
         cols: c,
@@ -47,7 +47,7 @@ fn warm_kernels_allocate_nothing() {
         );
         kernels::matmul_nt(&x, &w, &mut wide, n, vocab, c, 70, false);
         kernels::matmul_nn(&wide, &w, &mut y, n, vocab, c, 70, true);
-        kernels::matmul_tn_tile(&wide, &x, n, vocab, c, 0..64, &mut dqkv[..64 * c]);
+        kernels::matmul_tn_tile(&wide, &x, n, vocab, c, 0..64, &mut dqkv[..64 * c], false);
         kernels::attention(isa, &shape, &qkv, &mut y, &mut lse);
         kernels::attention_backward(isa, &shape, &qkv, &y, &lse, &x, &mut dqkv);
         kernels::gelu_in_place(isa, &mut y);

@@ -4,9 +4,10 @@ use primal_kernels as kernels;
 use primal_kernels::{AttentionShape, Isa};
 use primal_optim::StepContext;
 
-use crate::config::FeedForward;
+use crate::config::{Compute, FeedForward};
 use crate::layers::{Linear, Norm, NormStats, Param, ParamMut, Pieces};
 use crate::rope::Rope;
+use crate::scratch::LinearScratch;
 use crate::shape::ModelShape;
 
 /// The parameters of a block.
@@ -33,6 +34,17 @@ pub(crate) struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// The same over the sequences of `rows` token rows.
+    pub(crate) fn of_rows(&self, rows: usize) -> Self {
+        Attention {
+            shape: AttentionShape {
+                batch: rows / self.shape.time,
+                ..self.shape
+            },
+            ..*self
+        }
+    }
+
     /// Leaves queries and keys of `qkv` turned by their positions.
     fn forward(&self, isa: Isa, qkv: &mut [f32], out: &mut [f32], lse: &mut [f32]) {
         if let Some(rope) = self.rope {
@@ -123,21 +135,26 @@ pub(crate) struct Workspace {
     pub(crate) d_normed: Vec<f32>,
     /// (n, (H + 2·KV)·D).
     d_qkv: Vec<f32>,
-    /// The decoded values of one matrix of a block.
-    pub(crate) decoded: Vec<f32>,
+    pub(crate) linear: LinearScratch,
 }
 
 impl Workspace {
-    pub(crate) fn new(rows: usize, shape: &ModelShape, training: bool) -> Self {
+    /// Buffers for `rows` token rows at a time; `cut`: these are parts of a micro-batch.
+    pub(crate) fn new(
+        rows: usize,
+        shape: &ModelShape,
+        compute: Compute,
+        training: bool,
+        cut: bool,
+    ) -> Self {
         let back = if training { rows } else { 0 };
-        let [normed, decoded] = workspace_sizes(shape);
         Workspace {
-            normed: vec![0.0; rows * normed],
+            normed: vec![0.0; rows * normed_width(shape)],
             hidden: vec![0.0; rows * shape.ff_width],
             d_hidden: vec![0.0; back * shape.ff_width],
             d_normed: vec![0.0; back * shape.width],
             d_qkv: vec![0.0; back * shape.qkv_width()],
-            decoded: vec![0.0; decoded],
+            linear: LinearScratch::new(shape, rows, compute, training, cut),
         }
     }
 
@@ -148,32 +165,33 @@ impl Workspace {
             &self.d_hidden,
             &self.d_normed,
             &self.d_qkv,
-            &self.decoded,
         ];
-        4 * all.iter().map(|v| v.len()).sum::<usize>() as u64
+        4 * all.iter().map(|v| v.len()).sum::<usize>() as u64 + self.linear.allocated_bytes()
     }
 
     /// Bytes of [`Workspace::new`].
-    pub(crate) fn bytes(rows: usize, shape: &ModelShape, training: bool) -> u64 {
+    pub(crate) fn bytes(
+        rows: usize,
+        shape: &ModelShape,
+        compute: Compute,
+        training: bool,
+        cut: bool,
+    ) -> u64 {
         let back = if training { rows } else { 0 };
-        let [normed, decoded] = workspace_sizes(shape);
-        4 * (rows * (normed + shape.ff_width)
-            + back * (shape.ff_width + shape.width + shape.qkv_width())
-            + decoded) as u64
+        let floats = rows * (normed_width(shape) + shape.ff_width)
+            + back * (shape.ff_width + shape.width + shape.qkv_width());
+        4 * floats as u64 + LinearScratch::bytes(shape, rows, compute, training, cut)
     }
 }
 
-/// Elements of a row of `normed`, and of the largest matrix of a block.
-fn workspace_sizes(shape: &ModelShape) -> [usize; 2] {
-    let matrices = shape.block_matrices().map(|(rows, cols)| rows * cols);
-    [
-        shape.width.max(shape.attention_width()),
-        matrices.into_iter().fold(0, usize::max),
-    ]
+/// Elements of a row of `normed`.
+fn normed_width(shape: &ModelShape) -> usize {
+    shape.width.max(shape.attention_width())
 }
 
 impl Block {
-    /// `y` (n, C) = block of `x` (n, C); fills `kept` for the backward pass.
+    /// `y` (n, C) = block of `x` (n, C); fills `kept` for the backward pass, which is all that
+    /// is done without a `y`.
     pub(crate) fn forward(
         &self,
         isa: Isa,
@@ -181,7 +199,7 @@ impl Block {
         attention: &Attention<'_>,
         x: &[f32],
         kept: &mut BlockActivations,
-        y: &mut [f32],
+        y: Option<&mut [f32]>,
         ws: &mut Workspace,
     ) {
         let n = pieces.rows();
@@ -196,19 +214,22 @@ impl Block {
 
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
         self.qkv
-            .forward(isa, pieces, normed, qkv, false, &mut ws.decoded);
+            .forward(isa, pieces, normed, qkv, false, &mut ws.linear);
         attention.forward(isa, qkv, mixed, lse);
         middle.copy_from_slice(x);
         self.attention_out
-            .forward(isa, pieces, mixed, middle, true, &mut ws.decoded);
+            .forward(isa, pieces, mixed, middle, true, &mut ws.linear);
 
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
         self.up
-            .forward(isa, pieces, normed, up, false, &mut ws.decoded);
+            .forward(isa, pieces, normed, up, false, &mut ws.linear);
+        let Some(y) = y else {
+            return;
+        };
         self.activate(isa, up, hidden);
         y.copy_from_slice(middle);
         self.down
-            .forward(isa, pieces, hidden, y, true, &mut ws.decoded);
+            .forward(isa, pieces, hidden, y, true, &mut ws.linear);
     }
 
     /// Turns `dx` (n, C) from the gradient of the block's output into that of its input `x`,
@@ -238,7 +259,7 @@ impl Block {
         self.activate(isa, up, hidden);
         let mut finite = self
             .down
-            .backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.decoded);
+            .backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.linear);
         let d_up = match self.feed_forward {
             FeedForward::Gelu => {
                 kernels::gelu_backward(isa, up, d_hidden);
@@ -253,7 +274,7 @@ impl Block {
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
         finite &= self
             .up
-            .backward(ctx, pieces, normed, d_up, d_normed, &mut ws.decoded);
+            .backward(ctx, pieces, normed, d_up, d_normed, &mut ws.linear);
         self.norm2
             .backward(isa, pieces, d_normed, middle, &kept.norm2, dx);
 
@@ -262,7 +283,7 @@ impl Block {
         let d_mixed = &mut ws.normed[..n * attention_width];
         finite &= self
             .attention_out
-            .backward(ctx, pieces, mixed, dx, d_mixed, &mut ws.decoded);
+            .backward(ctx, pieces, mixed, dx, d_mixed, &mut ws.linear);
         let qkv = &kept.qkv[..n * self.qkv.weight.rows()];
         let lse = &kept.lse[..n * attention.shape.heads];
         attention.backward(isa, (qkv, mixed, lse), d_mixed, d_qkv);
@@ -270,7 +291,7 @@ impl Block {
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
         finite &= self
             .qkv
-            .backward(ctx, pieces, normed, d_qkv, d_normed, &mut ws.decoded);
+            .backward(ctx, pieces, normed, d_qkv, d_normed, &mut ws.linear);
         self.norm1
             .backward(isa, pieces, d_normed, x, &kept.norm1, dx);
         finite

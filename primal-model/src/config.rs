@@ -16,7 +16,7 @@ pub const PRESETS: [&str; 4] = ["shakespeare-char", "small", "ghost-0.1b", "llam
 
 /// Keys that change how long a run is, what it costs, what it reads and how it is watched, but not
 /// what a step computes; the data is compared by its fingerprint, not by its path.
-const FREE_ON_RESUME: [&str; 15] = [
+const FREE_ON_RESUME: [&str; 16] = [
     "data.train",
     "data.val",
     "data.val_fraction",
@@ -32,6 +32,7 @@ const FREE_ON_RESUME: [&str; 15] = [
     "train.keep_checkpoints",
     "train.recompute",
     "train.ignore_memory_limit",
+    "train.memory_budget_mib",
 ];
 
 /// The complete configuration of a run. TOML sections `[model]`, `[data]`, `[train]`, `[optim]`;
@@ -96,9 +97,27 @@ pub struct TrainConfig {
     /// Newest checkpoints kept.
     pub keep_checkpoints: usize,
     /// Activation checkpointing: 0 keeps all activations, k keeps the input of every k-th block.
+    /// 1 also computes a block in parts of a micro-batch.
     pub recompute: usize,
     /// Whether a run may begin that takes more memory by the ledger than is available.
     pub ignore_memory_limit: bool,
+    /// Memory that the run may take by its ledger, in MiB: `recompute` is then chosen to fit. 0
+    /// sets no limit and takes `recompute` as it stands.
+    pub memory_budget_mib: u64,
+    /// How matrix products with weights on the grid are computed.
+    pub compute: Compute,
+}
+
+/// How matrix products with weights on the grid are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compute {
+    /// In int8: weights through the table, activations and gradients in int8 with a scale a
+    /// token; weight gradients in bf16 where the CPU multiplies it.
+    #[default]
+    Int8,
+    /// In float32.
+    Float,
 }
 
 /// What computes.
@@ -143,6 +162,8 @@ impl Default for TrainConfig {
             keep_checkpoints: 2,
             recompute: 0,
             ignore_memory_limit: false,
+            memory_budget_mib: 0,
+            compute: Compute::Int8,
         }
     }
 }

@@ -234,6 +234,17 @@ pub enum ModelError {
         /// MiB that the system can give.
         available: u64,
     },
+    /// No choice of what is kept fits the budget.
+    #[error(
+        "the run takes {smallest} MiB by the ledger at least, the budget is {budget} MiB; \
+         hint: --memory-budget {smallest}, a smaller train.batch or more train.micro_batches"
+    )]
+    MemoryBudget {
+        /// The least that the ledger comes to, in MiB.
+        smallest: u64,
+        /// `train.memory_budget_mib`.
+        budget: u64,
+    },
     /// The thread pool could not start.
     #[error("cannot start the worker threads: {0}")]
     Threads(String),

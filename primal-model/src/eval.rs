@@ -2,7 +2,8 @@
 
 use primal_kernels::Isa;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, PassPlan};
+use crate::config::Compute;
 use crate::data::TokenStream;
 use crate::error::ModelError;
 use crate::model::{Model, Pass};
@@ -33,7 +34,7 @@ pub fn evaluate(
     tokens: &TokenStream,
     windows: &[usize],
 ) -> Result<EvalLoss, ModelError> {
-    let mut acts = Activations::for_inference(model.shape(), 8);
+    let mut acts = Activations::new(model.shape(), &PassPlan::for_inference(8, Compute::Float));
     evaluate_with(model, isa, tokens, windows, &mut acts)
 }
 

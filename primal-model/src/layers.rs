@@ -1,5 +1,7 @@
 //! The parts a transformer is made of: norms and linear layers, forward and backward.
 
+use std::ops::Range;
+
 use primal_kernels as kernels;
 use primal_kernels::{Isa, NormKind};
 use primal_lut::TensorFile;
@@ -9,6 +11,7 @@ use primal_optim::{
 
 use crate::config::{self, ModelConfig};
 use crate::error::ModelError;
+use crate::scratch::LinearScratch;
 
 /// The micro-batches of one pass: `pieces` of `piece_rows` token rows each, the first of them
 /// being micro-batch `first` of the step.
@@ -17,6 +20,10 @@ pub(crate) struct Pieces {
     pub(crate) first: u16,
     pub(crate) count: usize,
     pub(crate) piece_rows: usize,
+    /// Whether the gradients of these rows are the first, and the last, of their micro-batches:
+    /// a micro-batch may come in parts, which are then passes of one piece each.
+    pub(crate) begins: bool,
+    pub(crate) ends: bool,
 }
 
 impl Pieces {
@@ -26,11 +33,12 @@ impl Pieces {
     }
 
     /// (micro-batch number, its token rows) in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u16, std::ops::Range<usize>)> + use<> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u16, Range<usize>)> + use<> {
         let Pieces {
             first,
             count,
             piece_rows,
+            ..
         } = *self;
         (0..count).map(move |i| (first + i as u16, i * piece_rows..(i + 1) * piece_rows))
     }
@@ -140,7 +148,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// y (n, out) = x (n, in) Wᵀ + b, or y += … when `accumulate`. `decoded` is scratch for W.
+    /// y (n, out) = x (n, in) Wᵀ + b, or y += … when `accumulate`.
     pub(crate) fn forward(
         &self,
         isa: Isa,
@@ -148,28 +156,17 @@ impl Linear {
         x: &[f32],
         y: &mut [f32],
         accumulate: bool,
-        decoded: &mut [f32],
+        scratch: &mut LinearScratch,
     ) {
-        let (out, input) = (self.weight.rows(), self.weight.cols());
-        let w = &mut decoded[..out * input];
-        kernels::fill_rows(isa, &self.weight, 0..out, w);
-        kernels::matmul_nt(
-            x,
-            w,
-            y,
-            pieces.rows(),
-            out,
-            input,
-            pieces.piece_rows,
-            accumulate,
-        );
+        scratch.forward(isa, &self.weight, pieces.piece_rows, x, y, accumulate);
         if let Some(bias) = &self.bias {
             kernels::add_bias(isa, y, bias.values());
         }
     }
 
     /// dx (n, in) = dy (n, out) W, then votes or gradients of W and b, micro-batch by
-    /// micro-batch. Returns false if a gradient was not finite.
+    /// micro-batch; a part that does not end its micro-batch only adds to the sums. Returns false
+    /// if a gradient was not finite.
     pub(crate) fn backward(
         &mut self,
         ctx: &StepContext<'_>,
@@ -177,33 +174,33 @@ impl Linear {
         x: &[f32],
         dy: &[f32],
         dx: &mut [f32],
-        decoded: &mut [f32],
+        scratch: &mut LinearScratch,
     ) -> bool {
         let (out, input) = (self.weight.rows(), self.weight.cols());
-        let w = &mut decoded[..out * input];
-        kernels::fill_rows(ctx.isa, &self.weight, 0..out, w);
-        kernels::matmul_nn(
-            dy,
-            w,
-            dx,
-            pieces.rows(),
-            out,
-            input,
-            pieces.piece_rows,
-            false,
-        );
+        let Pieces { begins, ends, .. } = pieces;
+        scratch.input_gradient(ctx.isa, &self.weight, pieces.piece_rows, dy, dx);
 
         let mut finite = true;
         for (micro_batch, rows) in pieces.iter() {
-            let n = rows.len();
             let x = &x[rows.start * input..rows.end * input];
             let dy = &dy[rows.start * out..rows.end * out];
-            finite &= self
-                .weight
-                .accumulate(ctx, micro_batch, 0..out, &|tile, grad| {
-                    kernels::matmul_tn_tile(dy, x, n, out, input, tile, grad);
-                });
-            self.weight.end_micro_batch(ctx);
+            let operands = (dy, x);
+            let (gradient, sums) =
+                scratch.weight_gradient(ctx.isa, &self.weight, operands, begins, ends);
+            if ends {
+                let sums = &*sums;
+                finite &= self
+                    .weight
+                    .accumulate(ctx, micro_batch, 0..out, &|tile, grad| {
+                        if !begins {
+                            grad.copy_from_slice(&sums[tile.start * input..tile.end * input]);
+                        }
+                        gradient.tile(tile, grad, !begins);
+                    });
+                self.weight.end_micro_batch(ctx);
+            } else {
+                gradient.all(input, sums, !begins);
+            }
             if let Some(bias) = &mut self.bias {
                 kernels::sum_rows(ctx.isa, dy, out, bias.grad_mut());
             }

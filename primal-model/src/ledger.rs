@@ -4,7 +4,7 @@ use primal_lut::Grid;
 use primal_optim::{Rule, WeightBytes, tile_bytes_per_thread};
 use serde::Serialize;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, PassPlan};
 use crate::config::{Config, FloatPart};
 use crate::data::Dataset;
 use crate::error::ModelError;
@@ -54,8 +54,9 @@ impl Ledger {
         }
         // Value, gradient and two moments of every vector.
         let vectors = 16 * vector_weights(shape);
-        let sequences = train.batch / train.micro_batches.max(1) * train.micro_batches_per_pass;
-        let activations = Activations::bytes(shape, sequences, Some(train.recompute));
+        let plan = PassPlan::for_training(config);
+        let sequences = plan.sequences;
+        let activations = Activations::bytes(shape, &plan);
         let activation_bytes: u64 = activations.iter().map(|(_, bytes)| bytes).sum();
         let values = if rule == Rule::Adamw {
             "weights: float32"
@@ -96,6 +97,35 @@ impl Ledger {
             ledger.row("text while it is read, beyond the above", excess);
         }
         ledger
+    }
+
+    /// Sets `train.recompute` to what costs least time within `train.memory_budget_mib`, if there
+    /// is one, and returns the ledger of that. Recomputation changes no result.
+    ///
+    /// # Errors
+    /// [`ModelError::MemoryBudget`] with the least that would do.
+    pub fn within_budget(
+        config: &mut Config,
+        shape: &ModelShape,
+        threads: usize,
+        data: Option<&Dataset>,
+    ) -> Result<Ledger, ModelError> {
+        let budget = config.train.memory_budget_mib;
+        if budget == 0 {
+            return Ok(Ledger::for_training(config, shape, threads, data));
+        }
+        let mut smallest = u64::MAX;
+        // Every other choice takes more than 1 does and saves little more than it.
+        for recompute in [0, 1] {
+            config.train.recompute = recompute;
+            let ledger = Ledger::for_training(config, shape, threads, data);
+            let needed = ledger.total.div_ceil(1 << 20);
+            if needed <= budget {
+                return Ok(ledger);
+            }
+            smallest = smallest.min(needed);
+        }
+        Err(ModelError::MemoryBudget { smallest, budget })
     }
 
     /// The ledger of generation with a full context.
@@ -211,4 +241,36 @@ fn vector_weights(shape: &ModelShape) -> u64 {
 fn thread_bytes(shape: &ModelShape) -> u64 {
     let widest = shape.ff_width.max(shape.qkv_width());
     tile_bytes_per_thread(widest) + primal_kernels::GEMM_BYTES_PER_THREAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_chooses_what_is_kept() {
+        let mut config = Config::preset("ghost-0.1b").unwrap();
+        let shape = ModelShape::new(&config, 50_257).unwrap();
+        let mut total_of = |recompute| {
+            config.train.recompute = recompute;
+            let ledger = Ledger::for_training(&config, &shape, 2, None);
+            ledger.total().div_ceil(1 << 20)
+        };
+        let (all, inputs) = (total_of(0), total_of(1));
+        assert!(inputs < all, "{inputs} and {all} MiB");
+        for (budget, want) in [(all, 0), (all - 1, 1), (inputs, 1)] {
+            config.train.memory_budget_mib = budget;
+            let ledger = Ledger::within_budget(&mut config, &shape, 2, None).unwrap();
+            assert_eq!(config.train.recompute, want);
+            assert!(ledger.total() <= budget << 20);
+        }
+        config.train.memory_budget_mib = inputs - 1;
+        let refused = Ledger::within_budget(&mut config, &shape, 2, None).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains(&format!("--memory-budget {inputs}")),
+            "{refused}"
+        );
+    }
 }

@@ -45,6 +45,7 @@ mod model_tests;
 pub mod process;
 mod rope;
 pub mod sampling;
+mod scratch;
 mod shape;
 mod tensorboard;
 pub mod tokenizer;

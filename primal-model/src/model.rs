@@ -4,18 +4,19 @@
 use std::ops::Range;
 
 use primal_kernels as kernels;
-use primal_kernels::{Isa, fill_rows, matmul_tn_tile};
+use primal_kernels::{Isa, fill_rows};
 use primal_lut::TensorFile;
 use primal_optim::{FlipStats, Footprint, StatePart, StateVisitor, StepContext, Weight};
 use rayon::prelude::*;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, HeadScratch};
 use crate::block::{Attention, Block};
 use crate::build::{Fresh, Stored, build};
-use crate::config::Config;
+use crate::config::{Compute, Config};
 use crate::error::ModelError;
 use crate::layers::{Norm, Param, ParamMut, Pieces};
 use crate::rope::Rope;
+use crate::scratch::WeightGradient;
 use crate::shape::ModelShape;
 use crate::train::Poison;
 
@@ -90,7 +91,7 @@ impl Model {
             pieces.piece_rows,
             &mut acts.losses[..n],
             &mut acts.loss_lse[..n],
-            &mut acts.cross_entropy,
+            &mut acts.head.cross_entropy,
         );
     }
 
@@ -139,6 +140,8 @@ impl Model {
             first: pass.first_micro_batch,
             count,
             piece_rows: pass.tokens.len() / count,
+            begins: true,
+            ends: true,
         }
     }
 
@@ -167,14 +170,7 @@ impl Model {
             shape: self.shape.attention(n / time, time),
             rope: self.rope.as_ref(),
         };
-        let segment = acts.segment_len();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let slot = layer % segment;
-            if slot == 0 {
-                acts.start_segment(layer / segment, n * c);
-            }
-            acts.block_forward(isa, block, slot, pieces, &attention, n * c);
-        }
+        acts.forward_blocks(isa, &self.blocks, pieces, &attention, c);
     }
 
     /// Cross-entropy gradient: votes of the head, gradient of the final norm, and the gradient of
@@ -201,7 +197,7 @@ impl Model {
             };
             let dx = &mut acts.d_output[part];
             dx.fill(0.0);
-            let scratch = &mut acts.cross_entropy;
+            let scratch = &mut acts.head;
             match &mut self.head {
                 Some(head) => {
                     finite &= piece.vote(ctx, micro_batch, head, Some(dx), scratch, &|_, _| {})
@@ -227,41 +223,7 @@ impl Model {
             shape: self.shape.attention(n / pass.time, pass.time),
             rope: self.rope.as_ref(),
         };
-        let segment = acts.segment_len();
-        let n_layer = self.blocks.len();
-        let last_segment = (n_layer - 1) / segment;
-        let mut finite = true;
-        for seg in (0..=last_segment).rev() {
-            let layers = seg * segment..((seg + 1) * segment).min(n_layer);
-            if seg != last_segment {
-                // The last segment's activations are still there from the forward pass.
-                acts.restore_segment(seg, n * c);
-                for (slot, layer) in layers.clone().enumerate() {
-                    acts.block_forward(
-                        ctx.isa,
-                        &self.blocks[layer],
-                        slot,
-                        pieces,
-                        &attention,
-                        n * c,
-                    );
-                }
-            }
-            for layer in layers.rev() {
-                finite &= acts.block_backward(
-                    ctx,
-                    &mut self.blocks[layer],
-                    layer % segment,
-                    pieces,
-                    &attention,
-                    n * c,
-                );
-                if !finite {
-                    return false;
-                }
-            }
-        }
-        finite
+        acts.backward_blocks(ctx, &mut self.blocks, pieces, &attention, c)
     }
 
     fn backward_embeddings(
@@ -322,7 +284,7 @@ impl Model {
                     lse,
                     piece_rows: pieces.piece_rows,
                 };
-                let scratch = &mut acts.cross_entropy;
+                let scratch = &mut acts.head;
                 finite &= piece.vote(
                     ctx,
                     micro_batch,
@@ -459,10 +421,12 @@ impl HeadPiece<'_> {
         ctx: &StepContext<'_>,
         head: &Weight,
         dx: &mut [f32],
-        scratch: &mut kernels::CrossEntropyScratch,
+        scratch: &mut HeadScratch,
     ) {
+        let cross_entropy = &mut scratch.cross_entropy;
+        cross_entropy.start(ctx.isa, self.x, head.cols());
         for tile in kernels::vocab_tiles(head.rows()) {
-            self.tile(ctx, head, tile, Some(&mut *dx), scratch);
+            self.tile(ctx, head, tile, Some(&mut *dx), cross_entropy);
         }
     }
 
@@ -474,16 +438,44 @@ impl HeadPiece<'_> {
         micro_batch: u16,
         head: &mut Weight,
         mut dx: Option<&mut [f32]>,
-        scratch: &mut kernels::CrossEntropyScratch,
+        scratch: &mut HeadScratch,
         extra: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
     ) -> bool {
-        let (n, c) = (self.targets.len(), head.cols());
+        let (isa, c) = (ctx.isa, head.cols());
+        let HeadScratch {
+            compute,
+            cross_entropy,
+            x_pairs,
+            d_pairs,
+        } = scratch;
+        let on_grid = head.quant().is_some();
+        let bf16 = *compute == Compute::Int8 && on_grid && isa.extras().bf16;
+        if bf16 {
+            x_pairs.fill(isa, self.x, c);
+        }
+        cross_entropy.start(isa, self.x, c);
         let mut finite = true;
         for tile in kernels::vocab_tiles(head.rows()) {
-            let d_logits = self.tile(ctx, head, tile.clone(), dx.as_deref_mut(), scratch);
+            let (out, dx) = (tile.len(), dx.as_deref_mut());
+            let d_logits = self.tile(ctx, head, tile.clone(), dx, cross_entropy);
+            let gradient = if bf16 {
+                d_pairs.fill(isa, d_logits, out);
+                WeightGradient::Bf16 {
+                    isa,
+                    dy: d_pairs,
+                    x: x_pairs,
+                }
+            } else {
+                WeightGradient::Float {
+                    dy: d_logits,
+                    x: self.x,
+                    out,
+                    input: c,
+                }
+            };
             finite &= head.accumulate(ctx, micro_batch, tile.clone(), &|rows, grad| {
                 let within = rows.start - tile.start..rows.end - tile.start;
-                matmul_tn_tile(d_logits, self.x, n, tile.len(), c, within, grad);
+                gradient.tile(within, grad, false);
                 extra(rows, grad);
             });
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use primal_kernels::Isa;
 use primal_optim::StepContext;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, PassPlan};
 use crate::checkpoint::{self, Checkpoint, Position};
 use crate::config::{Backend, Config};
 use crate::data::{Dataset, Sampler, eval_windows};
@@ -125,7 +125,7 @@ impl Trainer {
         Trainer::build(config, Some(&checkpoint))
     }
 
-    fn build(config: Config, checkpoint: Option<&Checkpoint>) -> Result<Self, ModelError> {
+    fn build(mut config: Config, checkpoint: Option<&Checkpoint>) -> Result<Self, ModelError> {
         config.validate()?;
         if config.train.backend == Backend::Cuda {
             return Err(ModelError::NoCuda);
@@ -156,7 +156,8 @@ impl Trainer {
         )?;
         let vocab = data.tokenizer.vocab_size();
         let shape = ModelShape::new(&config, vocab)?;
-        let ledger = Ledger::for_training(&config, &shape, pool.current_num_threads(), Some(&data));
+        let threads = pool.current_num_threads();
+        let ledger = Ledger::within_budget(&mut config, &shape, threads, Some(&data))?;
         if !config.train.ignore_memory_limit {
             check_memory(&ledger)?;
         }
@@ -166,7 +167,7 @@ impl Trainer {
         }
         let train = &config.train;
         let sequences = train.batch / train.micro_batches * train.micro_batches_per_pass;
-        let acts = Activations::for_training(&shape, sequences, train.recompute);
+        let acts = Activations::new(&shape, &PassPlan::for_training(&config));
         ledger.check_allocated(model.allocated_bytes(), acts.allocated_bytes())?;
         Ok(Trainer {
             tokens: vec![0; sequences * shape.context],

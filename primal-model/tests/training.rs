@@ -88,6 +88,31 @@ fn threads_passes_and_recomputation_change_no_bit() {
     }
 }
 
+/// 2048 token rows are computed in parts of 1536 and 512.
+#[test]
+fn parts_of_a_micro_batch_change_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for compute in ["int8", "float"] {
+        let hash = |recompute: &str| {
+            let compute_key = format!("train.compute=\"{compute}\"");
+            let changes = [
+                "train.batch=128",
+                "train.micro_batches=1",
+                "train.steps=3",
+                &compute_key,
+                recompute,
+            ];
+            let run = format!("{compute}-{recompute}");
+            finish(config(folder.path(), &run, &changes))
+                .done
+                .state_hash
+        };
+        let whole = hash("train.recompute=0");
+        assert_eq!(whole, hash("train.recompute=1"), "{compute}");
+        assert_eq!(whole, hash("train.recompute=2"), "{compute}");
+    }
+}
+
 #[test]
 fn a_stopped_run_resumes_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();

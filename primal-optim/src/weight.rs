@@ -550,6 +550,10 @@ impl Weight {
 }
 
 impl MatrixRows for Weight {
+    fn quant(&self) -> Option<&QuantMatrix> {
+        Weight::quant(self)
+    }
+
     fn rows(&self) -> usize {
         self.rows
     }

@@ -34,6 +34,9 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     if let Some(micro_batches) = args.micro_batches {
         config.train.micro_batches = micro_batches;
     }
+    if let Some(budget) = args.memory_budget {
+        config.train.memory_budget_mib = budget;
+    }
     if let Some(backend) = args.backend {
         config.train.backend = backend;
     }
@@ -48,7 +51,7 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
         threads => threads,
     };
     let plan = Plan {
-        training: Ledger::for_training(&config, &shape, threads, None),
+        training: Ledger::within_budget(&mut config, &shape, threads, None)?,
         inference: Ledger::for_inference(&config, &shape, threads),
     };
     if args.json {

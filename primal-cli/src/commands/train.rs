@@ -115,6 +115,7 @@ fn resolve(args: &TrainArgs) -> Result<Config> {
     override_with(&mut config.train.backend, &args.backend);
     override_with(&mut config.train.eval_every, &args.eval_every);
     override_with(&mut config.train.save_every, &args.save_every);
+    override_with(&mut config.train.memory_budget_mib, &args.memory_budget);
     config.train.ignore_memory_limit |= args.ignore_memory_limit;
     apply_overrides(&mut config, &args.set)?;
     Ok(config)
