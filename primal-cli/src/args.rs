@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use primal_model::config::{Backend, PRESETS};
+use primal_model::config::{Backend, FloatPart, PRESETS};
 use primal_optim::Rule;
+
+/// Grids that come with the program.
+const GRIDS: [&str; 4] = ["prime15", "prime25", "normal15", "linear15"];
 
 /// Trains and runs language models whose weights live on a 4-bit grid of prime reciprocals.
 #[derive(Debug, Parser)]
@@ -27,6 +30,10 @@ pub struct Args {
 pub enum Command {
     /// Trains a model on text.
     Train(Box<TrainArgs>),
+    /// Puts a model of another tool on the grid.
+    Import(ImportArgs),
+    /// Writes a model in the files of other tools.
+    Export(ExportArgs),
     /// Measures a model's loss on text.
     Eval(EvalArgs),
     /// Continues a text.
@@ -129,6 +136,67 @@ pub struct TrainArgs {
     pub json: bool,
 }
 
+/// `primal import`.
+#[derive(Debug, ClapArgs)]
+pub struct ImportArgs {
+    /// Hugging Face folder (config.json, safetensors, tokenizer.json) or GGUF file.
+    #[arg(long, value_name = "DIR|FILE", value_hint = ValueHint::AnyPath)]
+    pub from: PathBuf,
+    /// Folder for the model.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+    /// Columns that share a scale.
+    #[arg(long, value_name = "row|128|64|32", default_value = "row", value_parser = group)]
+    pub group: usize,
+    /// The values that weights can have.
+    #[arg(long, default_value = "prime15", value_parser = PossibleValuesParser::new(GRIDS))]
+    pub grid: String,
+    /// How weights become values of the grid [default: compensated with --calibrate, else nearest].
+    #[arg(long, value_parser = PossibleValuesParser::new(["nearest", "compensated"]))]
+    pub rounding: Option<String>,
+    /// Text whose activations say which errors matter: files, folders, JSONL.
+    #[arg(long, value_name = "PATH", num_args = 1.., value_hint = ValueHint::AnyPath)]
+    pub calibrate: Vec<PathBuf>,
+    /// Tokens of it that are used, at most; takes memory: the residual stream of all of them.
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = at_least_one)]
+    pub calibrate_tokens: usize,
+    /// Parts that keep their float values: embeddings, attention, mlp, head.
+    #[arg(long, value_name = "PART,..", value_delimiter = ',', value_parser = float_part_parser())]
+    pub keep_float: Vec<FloatPart>,
+    /// Keep every float value, to check an import.
+    #[arg(long, conflicts_with = "keep_float")]
+    pub float: bool,
+    /// A shorter context than the model's, in tokens.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub context: Option<usize>,
+    /// Worker threads, 0 for all cores; changes no result.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `primal export`.
+#[derive(Debug, ClapArgs)]
+pub struct ExportArgs {
+    /// Checkpoint or run folder.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub model: PathBuf,
+    /// A Hugging Face folder or a GGUF file.
+    #[arg(long, value_parser = PossibleValuesParser::new(["hf", "gguf"]))]
+    pub to: String,
+    /// New folder or file.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub out: PathBuf,
+    /// Type of the matrices: f16 or bf16 for hf, f16 or q8_0 for gguf.
+    #[arg(long = "type", default_value = "f16", value_parser = PossibleValuesParser::new(["f16", "bf16", "q8_0"]))]
+    pub tensor_type: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `primal eval`.
 #[derive(Debug, ClapArgs)]
 pub struct EvalArgs {
@@ -138,9 +206,19 @@ pub struct EvalArgs {
     /// Text to measure on: files, folders, JSONL.
     #[arg(long, value_name = "PATH", num_args = 1.., required = true, value_hint = ValueHint::AnyPath)]
     pub data: Vec<PathBuf>,
-    /// Measure on at most this many tokens, in windows spread over the text [default: all].
+    /// Measure on about this many tokens, in windows spread over the text [default: all].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub tokens: Option<usize>,
+    /// Tokens of a window [default: the model's context, at most 1024].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub window: Option<usize>,
+    /// Tokens from one window to the next; a prediction is counted once, by the first window that
+    /// holds it [default: the window].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub stride: Option<usize>,
+    /// Also measure the KL divergence from this model, checkpoint or run folder.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub reference: Option<PathBuf>,
     /// Worker threads, 0 for all cores; changes no result.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -207,7 +285,10 @@ pub struct ChatArgs {
     /// Checkpoint or run folder.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub model: PathBuf,
-    /// Longest reply in tokens; a reply also ends at a line break.
+    /// What the model is told before the conversation, where it has a chat template.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Longest reply in tokens; without a chat template a reply also ends at a line break.
     #[arg(short, long = "n-tokens", value_name = "N", default_value_t = 256)]
     pub n_tokens: usize,
     /// How the next token is chosen.
@@ -340,6 +421,23 @@ fn backend_parser() -> impl TypedValueParser<Value = Backend> {
         "cuda" => Backend::Cuda,
         _ => Backend::Auto,
     })
+}
+
+fn float_part_parser() -> impl TypedValueParser<Value = FloatPart> {
+    let names = ["embeddings", "attention", "mlp", "head"];
+    PossibleValuesParser::new(names).map(|name| match name.as_str() {
+        "embeddings" => FloatPart::Embeddings,
+        "attention" => FloatPart::Attention,
+        "mlp" => FloatPart::Mlp,
+        _ => FloatPart::Head,
+    })
+}
+
+fn group(text: &str) -> Result<usize, String> {
+    match text {
+        "row" => Ok(0),
+        _ => at_least_one(text).map_err(|error| format!("neither 'row' nor a number: {error}")),
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

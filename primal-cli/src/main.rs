@@ -18,6 +18,8 @@ fn main() -> ExitCode {
     progress::init_tracing();
     let result = match args.command {
         Command::Train(args) => commands::train::run(&args),
+        Command::Import(args) => commands::import::run(&args),
+        Command::Export(args) => commands::export::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Chat(args) => commands::chat::run(&args),

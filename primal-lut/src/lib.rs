@@ -64,4 +64,4 @@ pub use file::{FORMAT_VERSION, TensorFile, TensorFileWriter};
 pub use grid::{Code, Grid};
 pub use integer::Int8Table;
 pub use quant::QuantMatrix;
-pub use scale::fit_scale;
+pub use scale::{fit_scale, fit_scale_weighted};

@@ -12,25 +12,43 @@ const STEPS_PER_OCTAVE: f32 = 8.0;
 ///
 /// Weights that are not finite are left out; 1.0 if no weight is left that is not zero.
 pub fn fit_scale(grid: &Grid, weights: &[f32]) -> f32 {
-    let sizes = weights
+    fit(grid, weights, |_| 1.0)
+}
+
+/// [`fit_scale`] where the squared error of weight i counts `importance[i]` times.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn fit_scale_weighted(grid: &Grid, weights: &[f32], importance: &[f32]) -> f32 {
+    assert_eq!(weights.len(), importance.len(), "one importance a weight");
+    fit(grid, weights, |index| importance[index])
+}
+
+fn fit(grid: &Grid, weights: &[f32], importance: impl Fn(usize) -> f32) -> f32 {
+    let known = weights
         .iter()
-        .map(|weight| weight.abs())
-        .filter(|size| size.is_finite());
-    let widest = sizes.fold(0.0, f32::max) / grid.values()[grid.len() - 1];
-    STEPS
-        .map(|step| {
-            Fit::new(
-                grid,
-                weights,
-                widest * (-step as f32 / STEPS_PER_OCTAVE).exp2(),
-            )
-        })
+        .enumerate()
+        .filter(|(_, weight)| weight.is_finite());
+    // The grid is symmetric: sizes are enough.
+    let (sizes, importance): (Vec<f32>, Vec<f32>) = known
+        .map(|(index, weight)| (weight.abs(), importance(index)))
+        .unzip();
+    let top = grid.values()[grid.len() - 1];
+    let widest = sizes.iter().copied().fold(0.0, f32::max) / top;
+    let scan = STEPS.map(|step| widest * (-step as f32 / STEPS_PER_OCTAVE).exp2());
+    // Weights that are on the grid already find their scale exactly.
+    let positive = &grid.values()[grid.len() / 2 + 1..];
+    let exact = positive.iter().map(|value| widest * (top / value));
+    let steps = Steps::new(grid);
+    scan.chain(exact)
+        .map(|candidate| steps.fit(&sizes, &importance, candidate))
         .filter(|fit| fit.scale.is_finite() && fit.scale > 0.0)
         .max_by(|a, b| a.explained.total_cmp(&b.explained))
         .map_or(1.0, |fit| fit.scale)
 }
 
-/// Least squares with the codes that one candidate scale gives.
+/// Least squares with the codes that one candidate scale gives. Products are weighted by the
+/// importance.
 struct Fit {
     /// (w·g) / (g·g); not finite where every code is zero.
     scale: f32,
@@ -38,14 +56,68 @@ struct Fit {
     explained: f64,
 }
 
-impl Fit {
-    fn new(grid: &Grid, weights: &[f32], candidate: f32) -> Fit {
+/// The positive half of a grid as steps: the value nearest to a size is the sum of the gaps whose
+/// midpoints lie below it. Eight or sixteen of them, the unused ones out of reach, so that the
+/// compiler unrolls and vectorises the sum.
+struct Steps {
+    midpoints: [f32; MAX_STEPS],
+    gaps: [f32; MAX_STEPS],
+    is_short: bool,
+}
+
+const MAX_STEPS: usize = 16;
+const SHORT_STEPS: usize = 8;
+/// Sizes whose products are summed in f32 before they go to f64.
+const CHUNK: usize = 64;
+
+impl Steps {
+    fn new(grid: &Grid) -> Steps {
+        let (mut midpoints, mut gaps) = ([f32::INFINITY; MAX_STEPS], [0.0; MAX_STEPS]);
+        let half = &grid.values()[grid.len() / 2..];
+        for ((midpoint, gap), pair) in midpoints.iter_mut().zip(&mut gaps).zip(half.windows(2)) {
+            *midpoint = pair[0] + (pair[1] - pair[0]) / 2.0;
+            *gap = pair[1] - pair[0];
+        }
+        Steps {
+            midpoints,
+            gaps,
+            is_short: half.len() <= SHORT_STEPS + 1,
+        }
+    }
+
+    fn fit(&self, sizes: &[f32], importance: &[f32], candidate: f32) -> Fit {
+        if self.is_short {
+            self.fit_n::<SHORT_STEPS>(sizes, importance, candidate)
+        } else {
+            self.fit_n::<MAX_STEPS>(sizes, importance, candidate)
+        }
+    }
+
+    fn fit_n<const N: usize>(&self, sizes: &[f32], importance: &[f32], candidate: f32) -> Fit {
+        const LANES: usize = 8;
+        let inverse = 1.0 / candidate;
         let (mut dot, mut value_sq) = (0.0, 0.0);
-        for &weight in weights.iter().filter(|weight| weight.is_finite()) {
-            let code = grid.nearest(weight / candidate);
-            let value = f64::from(grid.table()[usize::from(code)]);
-            dot += f64::from(weight) * value;
-            value_sq += value * value;
+        for (sizes, importance) in sizes.chunks(CHUNK).zip(importance.chunks(CHUNK)) {
+            let (mut dots, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
+            for (sizes, importance) in sizes.chunks(LANES).zip(importance.chunks(LANES)) {
+                let (mut size, mut weight) = ([0.0f32; LANES], [0.0f32; LANES]);
+                size[..sizes.len()].copy_from_slice(sizes);
+                weight[..sizes.len()].copy_from_slice(importance);
+                let mut value = [0.0f32; LANES];
+                for step in 0..N {
+                    for lane in 0..LANES {
+                        let reached = size[lane] * inverse > self.midpoints[step];
+                        value[lane] += if reached { self.gaps[step] } else { 0.0 };
+                    }
+                }
+                for lane in 0..LANES {
+                    let weighted = weight[lane] * value[lane];
+                    dots[lane] += size[lane] * weighted;
+                    squares[lane] += value[lane] * weighted;
+                }
+            }
+            dot += dots.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+            value_sq += squares.iter().map(|&sum| f64::from(sum)).sum::<f64>();
         }
         Fit {
             scale: (dot / value_sq) as f32,
@@ -128,6 +200,23 @@ mod tests {
         let clean = fit_scale(&Grid::prime(), &weights);
         weights.extend([f32::NAN, f32::INFINITY]);
         assert_eq!(fit_scale(&Grid::prime(), &weights), clean);
+    }
+
+    #[test]
+    fn important_weights_pull_the_scale() {
+        let grid = Grid::prime();
+        let weights = gaussian(64, 1.0);
+        let equal = [4.0; 64];
+        assert_eq!(
+            fit_scale_weighted(&grid, &weights, &equal),
+            fit_scale(&grid, &weights)
+        );
+        // Only the first eight count: no other scale does better on them.
+        let mut importance = [0.0; 64];
+        importance[..8].fill(1.0);
+        let of_eight = |scale| error(&grid, &weights[..8], scale);
+        let weighted = of_eight(fit_scale_weighted(&grid, &weights, &importance));
+        assert!(weighted <= of_eight(fit_scale(&grid, &weights)));
     }
 
     #[test]

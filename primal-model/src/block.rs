@@ -232,6 +232,30 @@ impl Block {
             .forward(isa, pieces, hidden, y, true, &mut ws.linear);
     }
 
+    /// Hands over what entered qkv, attention_out, up and down (numbered in this order) in the
+    /// forward pass of `x` (n, C) that left `kept` as it is.
+    pub(crate) fn matrix_inputs(
+        &self,
+        isa: Isa,
+        n: usize,
+        x: &[f32],
+        kept: &mut BlockActivations,
+        ws: &mut Workspace,
+        to: &mut dyn FnMut(usize, &[f32]),
+    ) {
+        let width = x.len() / n;
+        let normed = &mut ws.normed[..n * width];
+        let hidden = &mut ws.hidden[..n * self.down.weight.cols()];
+        self.norm1.forward(isa, x, normed, &mut kept.norm1);
+        to(0, normed);
+        to(1, &kept.attention[..n * self.attention_out.weight.cols()]);
+        let middle = &kept.middle[..n * width];
+        self.norm2.forward(isa, middle, normed, &mut kept.norm2);
+        to(2, normed);
+        self.activate(isa, &kept.up[..n * self.up.weight.rows()], hidden);
+        to(3, hidden);
+    }
+
     /// Turns `dx` (n, C) from the gradient of the block's output into that of its input `x`,
     /// casting votes on the way. Returns false if a weight gradient was not finite.
     pub(crate) fn backward(

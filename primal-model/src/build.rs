@@ -31,7 +31,21 @@ pub(crate) trait Source {
     ) -> Result<Weight, ModelError>;
 
     /// The vector `name` of `len` elements; a fresh one holds `initial` everywhere.
-    fn vector(&self, name: String, len: usize, initial: f32) -> Result<FloatVector, ModelError>;
+    fn vector(&mut self, name: String, len: usize, initial: f32)
+    -> Result<FloatVector, ModelError>;
+
+    /// Hears of each part as it is complete, in the order of the forward pass.
+    fn built(&mut self, _part: Built<'_>) -> Result<(), ModelError> {
+        Ok(())
+    }
+}
+
+/// A part of a model that is complete.
+pub(crate) enum Built<'a> {
+    /// The embeddings of tokens and, where they are learned, of positions.
+    Embeddings(&'a Weight, Option<&'a Weight>),
+    /// A block and its number.
+    Block(usize, &'a Block),
 }
 
 /// The model that `config` describes, its parameters taken from `source` in the order of the
@@ -60,14 +74,17 @@ pub(crate) fn build(
         .learned_positions()
         .then(|| embedding("pos_embedding", shape.context))
         .transpose()?;
+    source.built(Built::Embeddings(&tok_embedding, pos_embedding.as_ref()))?;
     let mut blocks = Vec::with_capacity(shape.n_layer);
     for layer in 0..shape.n_layer {
-        blocks.push(block(config, &shape, layer, source, &grid)?);
+        let block = block(config, &shape, layer, source, &grid)?;
+        source.built(Built::Block(layer, &block))?;
+        blocks.push(block);
     }
     let head = (!shape.tie_head)
         .then(|| source.matrix("head", (shape.vocab, c), m.init_std, &grid, FloatPart::Head))
         .transpose()?;
-    let norm = Norm::new(m, "norm", &|name, len, initial| {
+    let norm = Norm::new(m, "norm", &mut |name, len, initial| {
         source.vector(name, len, initial)
     })?;
     Ok(Model {
@@ -81,7 +98,8 @@ pub(crate) fn build(
     })
 }
 
-fn block(
+/// Block `layer` of that model.
+pub(crate) fn block(
     config: &Config,
     shape: &ModelShape,
     layer: usize,
@@ -118,9 +136,9 @@ fn block(
     )?;
     let up = linear("up", up, m.init_std, FloatPart::Mlp, shape.biases)?;
     let down = linear("down", down, residual_std, FloatPart::Mlp, shape.biases)?;
-    let norm = |name: &str| {
+    let mut norm = |name: &str| {
         let name = format!("blocks.{layer}.{name}");
-        Norm::new(m, &name, &|name, len, initial| {
+        Norm::new(m, &name, &mut |name, len, initial| {
             source.vector(name, len, initial)
         })
     };
@@ -168,13 +186,19 @@ impl Source for Fresh<'_> {
             grid: on_grid.then_some(grid),
             std,
             scale_per_std: config.model.scale_per_std,
+            group: config.model.group,
             many_micro_batches: config.train.micro_batches > 1,
         };
         let initial = normal_values(config.train.seed, tensor, rows * cols, std);
         Ok(Weight::new(name, tensor, (rows, cols), initial, &spec)?)
     }
 
-    fn vector(&self, name: String, len: usize, initial: f32) -> Result<FloatVector, ModelError> {
+    fn vector(
+        &mut self,
+        name: String,
+        len: usize,
+        initial: f32,
+    ) -> Result<FloatVector, ModelError> {
         Ok(FloatVector::new(name, vec![initial; len]))
     }
 }
@@ -206,7 +230,12 @@ impl Source for Stored<'_> {
         Ok(Weight::from_quant(name, matrix))
     }
 
-    fn vector(&self, name: String, len: usize, _initial: f32) -> Result<FloatVector, ModelError> {
+    fn vector(
+        &mut self,
+        name: String,
+        len: usize,
+        _initial: f32,
+    ) -> Result<FloatVector, ModelError> {
         let values = self.0.f32(&name, &[len])?;
         Ok(FloatVector::new(name, values).without_training())
     }

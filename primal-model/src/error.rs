@@ -208,6 +208,25 @@ pub enum ModelError {
         /// The key that differs, as `section.key`.
         key: String,
     },
+    /// A model file of another tool that is damaged, or says what this build cannot take.
+    #[error("{file}: {place}: {reason}")]
+    Foreign {
+        /// The file or folder.
+        file: String,
+        /// The part of it: header, metadata key, tensor.
+        place: String,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A model that cannot be put on a grid.
+    #[error("cannot quantise: {0}")]
+    Quantise(String),
+    /// A model that another tool's format cannot hold.
+    #[error("cannot export: {0}")]
+    Export(String),
+    /// A chat template that is no Jinja, refuses a conversation or wants too much.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
     /// The backend is not part of this build.
     #[error("backend cuda is not part of this build; hint: use --backend cpu")]
     NoCuda,

@@ -80,6 +80,16 @@ impl<'m> Generator<'m> {
         self.history.clear();
     }
 
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.history.truncate(len);
+    }
+
+    /// The tokens in memory, the oldest first.
+    pub fn history(&self) -> &[u32] {
+        &self.history
+    }
+
     /// Feeds tokens and returns the logits (V) of what follows the last one. When the context is
     /// full the older half of it is forgotten and the rest read again: what a token was seen to
     /// mean depends on where it stood.

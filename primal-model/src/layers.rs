@@ -73,7 +73,7 @@ impl Norm {
     pub(crate) fn new(
         config: &ModelConfig,
         name: &str,
-        vector: &dyn Fn(String, usize, f32) -> Result<FloatVector, ModelError>,
+        vector: &mut dyn FnMut(String, usize, f32) -> Result<FloatVector, ModelError>,
     ) -> Result<Self, ModelError> {
         let kind = match config.norm {
             config::NormKind::Layer => NormKind::Layer,

@@ -50,7 +50,7 @@ impl Ledger {
         let many = train.micro_batches > 1;
         let mut weights = WeightBytes::default();
         for (size, grid) in matrices(config, shape) {
-            weights += WeightBytes::plan(size, grid.as_ref(), rule, many);
+            weights += WeightBytes::plan(size, grid.as_ref(), config.model.group, rule, many);
         }
         // Value, gradient and two moments of every vector.
         let vectors = 16 * vector_weights(shape);
@@ -132,8 +132,15 @@ impl Ledger {
     pub fn for_inference(config: &Config, shape: &ModelShape, threads: usize) -> Ledger {
         let mut values = 0;
         for ((rows, cols), grid) in matrices(config, shape) {
-            let plan = WeightBytes::plan((rows, cols), grid.as_ref(), Rule::Frozen, false);
-            values += plan.values + if grid.is_some() { 4 * rows as u64 } else { 0 };
+            let group = config.model.group;
+            let plan = WeightBytes::plan((rows, cols), grid.as_ref(), group, Rule::Frozen, false);
+            // Scale, gradient and two moments: one of these four is there without training.
+            values += plan.values
+                + if grid.is_some() {
+                    plan.float_state / 4
+                } else {
+                    0
+                };
         }
         let mut ledger = Ledger::empty(values, 0);
         ledger.row("weights", values);

@@ -27,15 +27,19 @@
 mod activations;
 mod block;
 mod build;
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod corpus;
 pub mod data;
 mod error;
 pub mod eval;
+pub mod export;
 mod fault_point;
+pub mod foreign;
 pub mod generate;
 mod grid_use;
+pub mod import;
 mod layers;
 pub mod ledger;
 pub mod metrics;
@@ -43,6 +47,7 @@ mod model;
 #[cfg(test)]
 mod model_tests;
 pub mod process;
+pub mod quantise;
 mod rope;
 pub mod sampling;
 mod scratch;

@@ -1,5 +1,7 @@
 //! Text to token ids and back: bytes, characters, GPT-2's BPE, any Hugging Face `tokenizer.json`.
 
+mod hugging_face;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
@@ -10,25 +12,16 @@ use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
+pub use hugging_face::{HuggingFace, TokenizerSettings};
+
 use crate::ModelError;
 
 /// The file of a checkpoint that says which tokenizer the model was trained with.
 const TOKENIZER_FILE: &str = "primal_tokenizer.json";
-/// The Hugging Face file, beside it where the tokenizer is one.
-const HUGGING_FACE_FILE: &str = "tokenizer.json";
 const FORMAT_VERSION: u32 = 1;
 
 /// GPT-2's `<|endoftext|>`, the last of its 50,257 tokens.
 const GPT2_END_OF_TEXT: u32 = 50_256;
-/// How Hugging Face tokenizers spell the end of a text, most specific first.
-const END_OF_TEXT_NAMES: [&str; 5] = [
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<|eos|>",
-];
-
 /// Maps text to ids in `0..vocab_size` and back. Cheap to share by reference across threads.
 #[derive(Clone, Debug)]
 pub enum Tokenizer {
@@ -56,10 +49,24 @@ impl Tokenizer {
             "bytes" => Ok(Tokenizer::Bytes),
             "chars" => Ok(Tokenizer::Chars(CharVocabulary::from_texts(texts)?)),
             "gpt2" => Ok(Tokenizer::Gpt2),
-            path => Ok(Tokenizer::HuggingFace(Box::new(HuggingFace::open(
+            path => Ok(Tokenizer::HuggingFace(Box::new(HuggingFace::open_file(
                 path.as_ref(),
             )?))),
         }
+    }
+
+    /// A Hugging Face tokenizer from the content of a `tokenizer.json`; `origin` is what errors
+    /// call it.
+    ///
+    /// # Errors
+    /// [`ModelError::BadTokenizer`] for content that is none.
+    pub fn hugging_face(
+        json: Vec<u8>,
+        settings: TokenizerSettings,
+        origin: &str,
+    ) -> Result<Tokenizer, ModelError> {
+        let tokenizer = HuggingFace::new(json, settings, Path::new(origin))?;
+        Ok(Tokenizer::HuggingFace(Box::new(tokenizer)))
     }
 
     /// Writes the tokenizer into a checkpoint folder.
@@ -74,8 +81,7 @@ impl Tokenizer {
             },
             Tokenizer::Gpt2 => StoredKind::Gpt2,
             Tokenizer::HuggingFace(inner) => {
-                let path = folder.join(HUGGING_FACE_FILE);
-                fs::write(&path, &inner.json).map_err(ModelError::io("write", &path))?;
+                inner.save(folder)?;
                 StoredKind::HuggingFace
             }
         };
@@ -94,11 +100,9 @@ impl Tokenizer {
     /// A missing or damaged file, or a `format_version` that this program does not know.
     pub fn load(folder: &Path) -> Result<Tokenizer, ModelError> {
         let path = folder.join(TOKENIZER_FILE);
-        let hugging_face = folder.join(HUGGING_FACE_FILE);
-        if !path.exists() && hugging_face.exists() {
-            return Ok(Tokenizer::HuggingFace(Box::new(HuggingFace::open(
-                &hugging_face,
-            )?)));
+        let hugging_face = || HuggingFace::open_folder(folder).map(Box::new);
+        if !path.exists() && HuggingFace::is_in(folder) {
+            return Ok(Tokenizer::HuggingFace(hugging_face()?));
         }
         let json = fs::read(&path).map_err(ModelError::io("read", &path))?;
         let stored: Stored = serde_json::from_slice(&json).map_err(|error| bad(&path, error))?;
@@ -117,9 +121,7 @@ impl Tokenizer {
                 ])?))
             }
             StoredKind::Gpt2 => Ok(Tokenizer::Gpt2),
-            StoredKind::HuggingFace => Ok(Tokenizer::HuggingFace(Box::new(HuggingFace::open(
-                &hugging_face,
-            )?))),
+            StoredKind::HuggingFace => Ok(Tokenizer::HuggingFace(hugging_face()?)),
         }
     }
 
@@ -149,6 +151,63 @@ impl Tokenizer {
             Tokenizer::Bytes | Tokenizer::Chars(_) => None,
             Tokenizer::Gpt2 => Some(GPT2_END_OF_TEXT),
             Tokenizer::HuggingFace(inner) => inner.end_of_text,
+        }
+    }
+
+    /// The token that the tokenizer wants before every text, as Llama's do.
+    pub fn start_of_text(&self) -> Option<u32> {
+        match self {
+            Tokenizer::HuggingFace(inner) => inner.start_of_text,
+            _ => None,
+        }
+    }
+
+    /// Whether a token ends what a model writes: the end of a text, or of a turn in a chat.
+    pub fn is_end(&self, token: u32) -> bool {
+        let end_of_turn = match self {
+            Tokenizer::HuggingFace(inner) => inner.end_of_turn,
+            _ => None,
+        };
+        [self.end_of_text(), end_of_turn].contains(&Some(token))
+    }
+
+    /// The token that a Hugging Face tokenizer calls the start of a text.
+    pub fn bos_token(&self) -> Option<u32> {
+        match self {
+            Tokenizer::HuggingFace(inner) => inner.bos,
+            _ => None,
+        }
+    }
+
+    /// The token that ends what a model writes: that of a turn where there is one.
+    pub fn eos_token(&self) -> Option<u32> {
+        match self {
+            Tokenizer::HuggingFace(inner) => inner.end_of_turn.or(inner.end_of_text),
+            _ => self.end_of_text(),
+        }
+    }
+
+    /// The content of its `tokenizer.json`, if it has one.
+    pub(crate) fn hugging_face_json(&self) -> Option<&[u8]> {
+        match self {
+            Tokenizer::HuggingFace(inner) => Some(&inner.json),
+            _ => None,
+        }
+    }
+
+    /// Writes the files that other tools read; nothing for the tokenizers that have none.
+    pub(crate) fn save_hugging_face(&self, folder: &Path) -> Result<(), ModelError> {
+        match self {
+            Tokenizer::HuggingFace(inner) => inner.save(folder),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a Hugging Face folder says beside the vocabulary.
+    pub fn settings(&self) -> Option<&TokenizerSettings> {
+        match self {
+            Tokenizer::HuggingFace(inner) => Some(&inner.settings),
+            _ => None,
         }
     }
 
@@ -277,43 +336,6 @@ impl CharVocabulary {
                 })
         };
         text.char_indices().map(id_of).collect()
-    }
-}
-
-/// A Hugging Face tokenizer with its file, which checkpoints keep unchanged.
-#[derive(Clone, Debug)]
-pub struct HuggingFace {
-    tokenizer: tokenizers::Tokenizer,
-    json: Vec<u8>,
-    vocab_size: usize,
-    end_of_text: Option<u32>,
-}
-
-impl HuggingFace {
-    fn open(path: &Path) -> Result<HuggingFace, ModelError> {
-        let json = fs::read(path).map_err(|error| bad(path, error))?;
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(&json).map_err(|error| bad(path, error))?;
-        // Cutting and padding is the sampler's task, not the tokenizer's.
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| bad(path, error))?;
-        tokenizer.with_padding(None);
-        // Ids may have holes, so the count of tokens is not enough.
-        let vocabulary = tokenizer.get_vocab(true);
-        let vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
-        if vocab_size == 0 {
-            return Err(bad(path, "the vocabulary is empty"));
-        }
-        let end_of_text = END_OF_TEXT_NAMES
-            .iter()
-            .find_map(|name| vocabulary.get(*name).copied());
-        Ok(HuggingFace {
-            tokenizer,
-            json,
-            vocab_size,
-            end_of_text,
-        })
     }
 }
 

@@ -13,7 +13,7 @@ use crate::checkpoint::{self, Checkpoint, Position};
 use crate::config::{Backend, Config};
 use crate::data::{Dataset, Sampler, eval_windows};
 use crate::error::ModelError;
-use crate::eval::{EvalLoss, evaluate_with};
+use crate::eval::{EvalLoss, Windows, evaluate_with};
 use crate::grid_use::GridUse;
 use crate::ledger::Ledger;
 use crate::metrics::{DoneRow, EvalRow, MetricsLog, StepRow};
@@ -32,8 +32,7 @@ pub struct Trainer {
     pool: Arc<rayon::ThreadPool>,
     data: Dataset,
     sampler: Sampler,
-    /// Where the evaluation windows start.
-    eval_starts: Vec<usize>,
+    eval_windows: Windows,
     model: Model,
     acts: Activations,
     ledger: Ledger,
@@ -149,11 +148,8 @@ impl Trainer {
             return Err(ModelError::DataChanged(config.train.run));
         }
         let sampler = Sampler::new(config.train.seed, data.train.len(), config.model.context)?;
-        let eval_starts = eval_windows(
-            data.val.len(),
-            config.model.context,
-            config.train.eval_tokens,
-        )?;
+        let context = config.model.context;
+        let eval_starts = eval_windows(data.val.len(), context, config.train.eval_tokens)?;
         let vocab = data.tokenizer.vocab_size();
         let shape = ModelShape::new(&config, vocab)?;
         let threads = pool.current_num_threads();
@@ -185,7 +181,7 @@ impl Trainer {
             pool: Arc::new(pool),
             data,
             sampler,
-            eval_starts,
+            eval_windows: Windows::apart(&eval_starts, context),
             model,
             acts,
             ledger,
@@ -408,7 +404,7 @@ impl Trainer {
             &self.model,
             self.isa,
             &self.data.val,
-            &self.eval_starts,
+            &self.eval_windows,
             &mut self.acts,
         )?;
         let row = EvalRow {

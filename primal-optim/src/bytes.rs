@@ -4,6 +4,7 @@ use primal_lut::Grid;
 
 use crate::Rule;
 use crate::tiles::TILE_ROWS;
+use crate::weight::group_or_row;
 
 /// Bytes of one matrix and everything that trains it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,10 +22,12 @@ pub struct WeightBytes {
 }
 
 impl WeightBytes {
-    /// The account of a (rows, cols) matrix. `grid` is `None` for a float matrix.
+    /// The account of a (rows, cols) matrix. `grid` is `None` for a float matrix; `group` columns
+    /// share a scale, 0 is a row.
     pub fn plan(
         (rows, cols): (usize, usize),
         grid: Option<&Grid>,
+        group: usize,
         rule: Rule,
         many_micro_batches: bool,
     ) -> Self {
@@ -43,10 +46,11 @@ impl WeightBytes {
             0
         };
         let values = (rows * cols.div_ceil(2) + high) as u64;
-        let scales = 4 * rows_n;
+        let n_scales = (rows * cols.div_ceil(group_or_row(group, cols).max(1))) as u64;
+        let scales = 4 * n_scales;
         let on_grid = WeightBytes {
             values,
-            float_state: scales + adam(rows_n),
+            float_state: scales + adam(n_scales),
             ..Default::default()
         };
         match rule {

@@ -66,16 +66,18 @@ impl Classic {
             micro_batch: 0,
         };
         let base = ctx.config.classic_probability;
+        let groups = matrix.groups_per_row();
         let (nibbles, high, scales) = matrix.planes_mut();
         let mut high = high.map(|high| high.chunks_exact_mut(high_row_bytes));
         let rows = nibbles
             .chunks_exact_mut(row_bytes)
             .zip(self.votes.chunks_exact_mut(cols))
-            .zip(scales);
+            .zip(scales.chunks_exact(groups));
         let mut flips = 0;
-        for (row, ((nibbles, votes), scale)) in rows.enumerate() {
+        for (row, ((nibbles, votes), scales)) in rows.enumerate() {
             let high = high.as_mut().and_then(Iterator::next);
-            let probability = (base / scale.abs()).clamp(1e-4, 0.05);
+            let scale = scales.iter().map(|scale| scale.abs()).sum::<f32>() / groups as f32;
+            let probability = (base / scale).clamp(1e-4, 0.05);
             let p_q16 = (probability * 65536.0).round() as u32;
             flips += u64::from(count_classic_row(
                 nibbles, high, votes, last_code, p_q16, &rng, row as u32,

@@ -20,6 +20,7 @@
 //!     grid: Some(&Grid::prime()),
 //!     std: 0.4,
 //!     scale_per_std: 2.5,
+//!     group: 0,
 //!     many_micro_batches: false,
 //! };
 //! let mut weight = Weight::new("w", 0, (1, 8), vec![0.0; 8], &spec)?;

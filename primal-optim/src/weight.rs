@@ -30,8 +30,10 @@ pub struct WeightSpec<'a> {
     pub grid: Option<&'a Grid>,
     /// Standard deviation σ of the initial values.
     pub std: f32,
-    /// Initial row scale in units of σ.
+    /// Initial scale in units of σ.
     pub scale_per_std: f32,
+    /// Columns that share a scale; 0, or more than there are, is one scale a row.
+    pub group: usize,
     /// Whether a step has more than one micro-batch, so that votes are summed wide first.
     pub many_micro_batches: bool,
 }
@@ -105,9 +107,10 @@ impl Weight {
             ),
             (Some(grid), rule) => {
                 let scale = spec.scale_per_std * spec.std;
-                let scales = vec![scale; rows];
-                let mut matrix = QuantMatrix::quantise(grid, rows, cols, cols, &initial, scales)?;
-                let scales = AdamState::new(rows);
+                let group = group_or_row(spec.group, cols);
+                let scales = vec![scale; rows * cols.div_ceil(group)];
+                let mut matrix = QuantMatrix::quantise(grid, rows, cols, group, &initial, scales)?;
+                let scales = AdamState::new(matrix.scales().len());
                 let learner = match rule {
                     Rule::Frozen => Learner::Frozen { scales },
                     Rule::Classic => Learner::Classic {
@@ -236,20 +239,14 @@ impl Weight {
         let bad = match (&self.values, &mut self.learner) {
             (_, Learner::Absent) => return true,
             (Values::Grid(matrix), Learner::Frozen { scales }) => {
-                let tiles = ScaleRows {
-                    first_row: rows.start,
-                    grad: &mut scales.grad[rows],
-                };
+                let tiles = ScaleRows::new(matrix, rows, &mut scales.grad);
                 for_each_tile(tiles, &|tile: ScaleRows<'_>| {
                     tile.accumulate(ctx.isa, matrix, make, |_| true)
                 })
             }
             (Values::Grid(matrix), Learner::Classic { scales, rule }) => {
                 let tiles = (
-                    ScaleRows {
-                        first_row: rows.start,
-                        grad: &mut scales.grad[rows.clone()],
-                    },
+                    ScaleRows::new(matrix, rows.clone(), &mut scales.grad),
                     GradRows {
                         cols,
                         grad: &mut rule.grad[rows.start * cols..rows.end * cols],
@@ -268,10 +265,7 @@ impl Weight {
             (Values::Grid(matrix), Learner::Consensus { scales, rule }) => {
                 let caster = rule.caster(ctx, self.tensor, micro_batch);
                 let tiles = (
-                    ScaleRows {
-                        first_row: rows.start,
-                        grad: &mut scales.grad[rows.clone()],
-                    },
+                    ScaleRows::new(matrix, rows.clone(), &mut scales.grad),
                     rule.rows(rows),
                 );
                 for_each_tile(tiles, &|(tile, mut votes)| {
@@ -407,10 +401,10 @@ impl Weight {
         match &self.learner {
             Learner::Absent => {}
             Learner::Frozen { scales } | Learner::Classic { scales, .. } => {
-                scales.visit(&scale_name, &[self.rows], to);
+                scales.visit(&scale_name, &self.scale_shape(), to);
             }
             Learner::Consensus { scales, rule } => {
-                scales.visit(&scale_name, &[self.rows], to);
+                scales.visit(&scale_name, &self.scale_shape(), to);
                 rule.visit(&self.name, self.rows, to);
             }
             Learner::Shadow { latent, adam, .. } => {
@@ -450,13 +444,14 @@ impl Weight {
             return Ok(());
         }
         let scale_name = format!("{}.scales", self.name);
+        let scale_shape = self.scale_shape();
         match &mut self.learner {
             Learner::Absent => {}
             Learner::Frozen { scales } | Learner::Classic { scales, .. } => {
-                scales.load(&scale_name, &[self.rows], file)?;
+                scales.load(&scale_name, &scale_shape, file)?;
             }
             Learner::Consensus { scales, rule } => {
-                scales.load(&scale_name, &[self.rows], file)?;
+                scales.load(&scale_name, &scale_shape, file)?;
                 rule.load(&self.name, (self.rows, self.cols), file)?;
             }
             Learner::Shadow { latent, adam, .. } => {
@@ -466,6 +461,14 @@ impl Weight {
             Learner::Dense { adam } => adam.load(&self.name, &shape, file)?,
         }
         Ok(())
+    }
+
+    /// (rows) of one scale a row, else (rows, groups).
+    fn scale_shape(&self) -> Vec<usize> {
+        match self.quant().map(QuantMatrix::groups_per_row) {
+            None | Some(1) => vec![self.rows],
+            Some(groups) => vec![self.rows, groups],
+        }
     }
 
     /// Bytes in memory, as allocated; equals [`WeightBytes::plan`].
@@ -572,19 +575,26 @@ impl MatrixRows for Weight {
     }
 }
 
-/// Quantises a latent matrix with row scale = `scale_per_std` · rms(row); returns moved weights.
+/// The columns that share a scale in a matrix of `cols` columns.
+pub(crate) fn group_or_row(group: usize, cols: usize) -> usize {
+    if group == 0 { cols } else { group.min(cols) }
+}
+
+/// Quantises a latent matrix with scale = `scale_per_std` · rms of its columns; returns moved weights.
 fn snap_latent(latent: &[f32], scale_per_std: f32, matrix: &mut QuantMatrix) -> u64 {
     let cols = matrix.cols();
     let grid = matrix.grid().clone();
     let scales: Vec<f32> = latent
         .par_chunks(cols)
-        .map(|row| {
-            let mean_sq = row.iter().map(|w| w * w).sum::<f32>() / cols as f32;
+        .flat_map_iter(|row| row.chunks(matrix.group()))
+        .map(|part| {
+            let mean_sq = part.iter().map(|w| w * w).sum::<f32>() / part.len() as f32;
             (scale_per_std * mean_sq.sqrt()).max(f32::MIN_POSITIVE)
         })
         .collect();
     let before = matrix.nibbles().to_vec();
-    if let Ok(snapped) = QuantMatrix::quantise(&grid, matrix.rows(), cols, cols, latent, scales) {
+    let (rows, group) = (matrix.rows(), matrix.group());
+    if let Ok(snapped) = QuantMatrix::quantise(&grid, rows, cols, group, latent, scales) {
         *matrix = snapped;
     }
     let moved = |(a, b): (&u8, &u8)| u64::from(a & 15 != b & 15) + u64::from(a >> 4 != b >> 4);
@@ -604,13 +614,24 @@ pub(crate) struct GradientRow<'a> {
 /// Scale gradients of a range of rows.
 struct ScaleRows<'a> {
     first_row: usize,
+    groups: usize,
+    /// (rows, groups).
     grad: &'a mut [f32],
 }
 
-impl ScaleRows<'_> {
-    /// Makes the tile's gradient, adds dL/ds = Σ_j dL/dW_ij · grid[code_ij] of each row and hands
-    /// the row to `each`, which may refuse it. Returns the rows refused or not finite; `each` does not
-    /// see the latter.
+impl<'a> ScaleRows<'a> {
+    fn new(matrix: &QuantMatrix, rows: Range<usize>, grad: &'a mut [f32]) -> Self {
+        let groups = matrix.groups_per_row();
+        ScaleRows {
+            first_row: rows.start,
+            groups,
+            grad: &mut grad[rows.start * groups..rows.end * groups],
+        }
+    }
+
+    /// Makes the tile's gradient, adds dL/ds = Σ_j dL/dW_ij · grid[code_ij] over the columns of
+    /// each scale and hands the row to `each`, which may refuse it. Returns the rows refused or
+    /// not finite; `each` does not see the latter.
     fn accumulate(
         self,
         isa: Isa,
@@ -618,13 +639,17 @@ impl ScaleRows<'_> {
         make: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
         mut each: impl FnMut(GradientRow<'_>) -> bool,
     ) -> u32 {
-        let cols = matrix.cols();
-        let n_rows = self.grad.len();
-        with_tile((n_rows + 1) * cols, |buffer| {
-            let (grads, values) = buffer.split_at_mut(n_rows * cols);
+        let (cols, groups) = (matrix.cols(), self.groups);
+        let n_rows = self.rows();
+        with_tile((n_rows + 1) * cols + groups, |buffer| {
+            let (grads, buffer) = buffer.split_at_mut(n_rows * cols);
+            let (values, dots) = buffer.split_at_mut(cols);
             make(self.first_row..self.first_row + n_rows, grads);
             let mut bad = 0;
-            for (i, grad) in grads.chunks_exact(cols).enumerate() {
+            let rows = grads
+                .chunks_exact_mut(cols)
+                .zip(self.grad.chunks_exact_mut(groups));
+            for (i, (grad, scale_grad)) in rows.enumerate() {
                 let row = self.first_row + i;
                 primal_kernels::decode_values(
                     isa,
@@ -635,16 +660,27 @@ impl ScaleRows<'_> {
                     &matrix.nibbles()[row * matrix.row_bytes()..][..matrix.row_bytes()],
                     values,
                 );
-                let dot = primal_kernels::dot(isa, grad, values);
-                let finite = dot.is_finite() && primal_kernels::all_finite(isa, grad);
+                let scales = &matrix.scales()[row * groups..][..groups];
+                let parts = grad
+                    .chunks_mut(matrix.group())
+                    .zip(values.chunks(matrix.group()));
+                for (((grad, values), dot), &scale) in parts.zip(&mut *dots).zip(scales) {
+                    *dot = primal_kernels::dot(isa, grad, values);
+                    if groups > 1 {
+                        // Votes see the gradient of the grid value; one scale is left to them.
+                        primal_kernels::scale(isa, grad, scale);
+                    }
+                }
+                let finite =
+                    dots.iter().all(|dot| dot.is_finite()) && primal_kernels::all_finite(isa, grad);
                 let row = GradientRow {
                     row,
                     grad,
                     values,
-                    scale: matrix.scales()[row],
+                    scale: if groups > 1 { 1.0 } else { scales[0] },
                 };
                 if finite && each(row) {
-                    self.grad[i] += dot;
+                    primal_kernels::add(isa, dots, scale_grad);
                 } else {
                     bad += 1;
                 }
@@ -656,18 +692,21 @@ impl ScaleRows<'_> {
 
 impl SplitRows for ScaleRows<'_> {
     fn rows(&self) -> usize {
-        self.grad.len()
+        self.grad.len() / self.groups
     }
 
     fn split_at(self, row: usize) -> (Self, Self) {
-        let (left, right) = cut(self.grad, row, 1);
+        let (left, right) = cut(self.grad, row, self.groups);
+        let (first_row, groups) = (self.first_row, self.groups);
         (
             ScaleRows {
-                first_row: self.first_row,
+                first_row,
+                groups,
                 grad: left,
             },
             ScaleRows {
-                first_row: self.first_row + row,
+                first_row: first_row + row,
+                groups,
                 grad: right,
             },
         )
@@ -754,7 +793,8 @@ fn with_tile<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     result
 }
 
-/// Bytes of the gradient tile buffer that one thread comes to hold for matrices up to `cols` wide.
+/// Bytes of the gradient tile buffer that one thread comes to hold for matrices up to `cols` wide:
+/// the tile, a row of values and at most as many scale gradients.
 pub fn tile_bytes_per_thread(cols: usize) -> u64 {
-    4 * (TILE_ROWS as u64 + 1) * cols as u64
+    4 * (TILE_ROWS as u64 + 2) * cols as u64
 }

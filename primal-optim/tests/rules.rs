@@ -15,6 +15,7 @@ fn spec(rule: Rule, grid: Option<&Grid>, many: bool) -> WeightSpec<'_> {
         grid,
         std: 0.1,
         scale_per_std: 3.5,
+        group: 0,
         many_micro_batches: many,
     }
 }
@@ -105,11 +106,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn memory_is_what_the_plan_says(rows in 1usize..200, cols in 1usize..80, many: bool, rule in 0usize..5, kind in 0usize..3) {
+    fn memory_is_what_the_plan_says(rows in 1usize..200, cols in 1usize..80, group in 0usize..99, many: bool, rule in 0usize..5, kind in 0usize..3) {
         let rule = Rule::ALL[rule];
         let grid = [Some(Grid::prime()), Some(Grid::fine()), None][kind].clone();
-        let weight = weight(rule, (rows, cols), grid.as_ref(), many);
-        let plan = WeightBytes::plan((rows, cols), grid.as_ref(), rule, many);
+        let spec = WeightSpec { group, ..spec(rule, grid.as_ref(), many) };
+        let weight = Weight::new("w", 0, (rows, cols), vec![0.1; rows * cols], &spec).unwrap();
+        let plan = WeightBytes::plan((rows, cols), grid.as_ref(), group, rule, many);
         prop_assert_eq!(weight.allocated_bytes(), plan);
     }
 }
@@ -119,6 +121,95 @@ fn a_discrete_weight_takes_one_and_a_half_bytes() {
     let grid = Grid::prime();
     let weight = weight(Rule::Consensus, (64, 64), Some(&grid), true);
     assert_eq!(weight.footprint().bytes_per_weight(), 1.5);
+}
+
+#[test]
+fn scales_of_groups_get_the_gradients_of_their_columns() {
+    let grid = Grid::prime();
+    let (rows, cols, group) = (70, 37, 16);
+    let initial: Vec<f32> = (0..rows * cols).map(|i| 0.1 * noise(0, 0, i)).collect();
+    for rule in [Rule::Frozen, Rule::Consensus] {
+        let spec = WeightSpec {
+            group,
+            ..spec(rule, Some(&grid), false)
+        };
+        let mut weight = Weight::new("w", 0, (rows, cols), initial.clone(), &spec).unwrap();
+        let config = OptimConfig {
+            rule,
+            ..Default::default()
+        };
+        let ctx = StepContext {
+            isa: Isa::best(),
+            config: &config,
+            seed: 5,
+            step: 0,
+            rate: 1.0,
+            micro_batches: 1,
+        };
+        weight.begin_step(&ctx);
+        let finite = weight.accumulate(&ctx, 0, 0..rows, &|tile, grad| {
+            for (i, g) in (tile.start * cols..tile.end * cols).zip(grad) {
+                *g = noise(1, 0, i);
+            }
+        });
+        assert!(finite);
+        let matrix = weight.quant().unwrap();
+        for row in 0..rows {
+            for part in 0..3 {
+                let columns = part * group..((part + 1) * group).min(cols);
+                let expected: f32 = columns
+                    .map(|col| {
+                        let value = grid.value(matrix.code(row, col)).unwrap();
+                        noise(1, 0, row * cols + col) * value
+                    })
+                    .sum();
+                let found = weight.float_gradient()[row * 3 + part];
+                assert!(
+                    (found - expected).abs() < 1e-4,
+                    "{row} {part}: {found} {expected}"
+                );
+            }
+        }
+        let before = matrix.clone();
+        weight.step(&ctx, 1.0);
+        assert_ne!(weight.quant().unwrap().scales(), before.scales());
+    }
+}
+
+#[test]
+fn equal_scales_in_groups_vote_like_one_scale_a_row() {
+    let grid = Grid::prime();
+    let size = (70, 64);
+    let initial: Vec<f32> = (0..size.0 * size.1).map(|i| 0.1 * noise(0, 0, i)).collect();
+    let config = OptimConfig {
+        scale_lr_ratio: 0.0,
+        ..Default::default()
+    };
+    let run = Run {
+        config: &config,
+        micro_batches: 2,
+    };
+    let codes = [0, 32].map(|group| {
+        let spec = WeightSpec {
+            group,
+            ..spec(Rule::Consensus, Some(&grid), true)
+        };
+        let mut weight = Weight::new("w", 0, size, initial.clone(), &spec).unwrap();
+        let flips: u64 = (0..30).map(|step| run.step(&mut weight, step, 0.5)).sum();
+        assert!(flips > 100, "{flips}");
+        weight.quant().unwrap().nibbles().to_vec()
+    });
+    // The scale enters before or after a rounding: a few votes may differ.
+    let same = codes[0]
+        .iter()
+        .zip(&codes[1])
+        .filter(|(a, b)| a == b)
+        .count();
+    assert!(
+        same * 100 >= codes[0].len() * 95,
+        "{same} of {}",
+        codes[0].len()
+    );
 }
 
 #[test]

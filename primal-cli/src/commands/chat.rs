@@ -1,4 +1,5 @@
-//! `primal chat`: line by line with a model that remembers what was said.
+//! `primal chat`: line by line with a model that remembers what was said, in the words of its own
+//! template where it has one.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
@@ -6,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use primal_model::chat::{ChatTemplate, Message};
 
 use crate::args::ChatArgs;
 use crate::commands::{Loaded, Writer};
@@ -14,14 +16,20 @@ use crate::progress::note;
 use crate::report::INTERRUPTED;
 
 /// Reads lines and writes replies until `/exit` or the end of the input.
-///
-/// The models know no roles: the line is text like any other, and the reply is how it goes on,
-/// up to the next line break.
 pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     let sampler = args.sampling.sampler()?;
     let loaded = Loaded::open(&args.model, args.threads)?;
     let mut writer = Writer::new(&loaded, sampler);
     let turn = Turn::watch_signals()?;
+    let template = match loaded.tokenizer.settings() {
+        Some(settings) => ChatTemplate::new(settings)?,
+        None => None,
+    };
+    let mut talk = Talk {
+        template,
+        messages: args.system.iter().map(Message::system).collect(),
+        context: loaded.model.shape().context,
+    };
     note("/exit ends, Ctrl-C ends a reply");
     let mut line = String::new();
     loop {
@@ -43,7 +51,7 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
             continue;
         }
         turn.begin();
-        let reply = reply(&mut writer, said, args.n_tokens, &turn);
+        let reply = talk.reply(&mut writer, said, args.n_tokens, &turn);
         turn.end();
         output::line("")?;
         // A line that the tokenizer cannot read is no reason to lose the conversation.
@@ -57,7 +65,52 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn reply(writer: &mut Writer<'_>, said: &str, n_tokens: usize, turn: &Turn) -> Result<()> {
+/// A conversation.
+struct Talk {
+    template: Option<ChatTemplate>,
+    messages: Vec<Message>,
+    /// Tokens that the model can see.
+    context: usize,
+}
+
+impl Talk {
+    fn reply(
+        &mut self,
+        writer: &mut Writer<'_>,
+        said: &str,
+        n_tokens: usize,
+        turn: &Turn,
+    ) -> Result<()> {
+        let Some(template) = &self.template else {
+            return continue_text(writer, said, n_tokens, turn);
+        };
+        self.messages.push(Message::user(said));
+        let mut tokens = writer
+            .tokenizer
+            .encode(&template.render(&self.messages, true)?)?;
+        // The oldest turns make room; what a system message says stays.
+        let first = usize::from(self.messages[0].role == "system");
+        while tokens.len() + n_tokens > self.context && self.messages.len() > first + 2 {
+            self.messages.drain(first..first + 2);
+            tokens = writer
+                .tokenizer
+                .encode(&template.render(&self.messages, true)?)?;
+        }
+        writer.read_from_start(&tokens)?;
+        let mut reply = String::new();
+        writer.write(n_tokens, |piece| {
+            reply += piece;
+            output::stream(piece)?;
+            Ok(!turn.stopped())
+        })?;
+        self.messages.push(Message::assistant(reply));
+        Ok(())
+    }
+}
+
+/// For models that know no roles: the line is text like any other, and the reply is how it goes
+/// on, up to the next line break.
+fn continue_text(writer: &mut Writer<'_>, said: &str, n_tokens: usize, turn: &Turn) -> Result<()> {
     writer.read(&format!("{said}\n"))?;
     let mut started = false;
     writer.write(n_tokens, |piece| {

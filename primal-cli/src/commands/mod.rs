@@ -5,7 +5,9 @@ pub mod chat;
 pub mod completions;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod generate;
+pub mod import;
 pub mod inspect;
 pub mod plan;
 pub mod report;
@@ -115,11 +117,16 @@ impl<'m> Writer<'m> {
     /// Returns how many tokens were read.
     fn read(&mut self, text: &str) -> Result<usize> {
         let mut tokens = self.tokenizer.encode(text)?;
-        if tokens.is_empty() && self.history.is_empty() {
-            tokens = match self.tokenizer.end_of_text() {
-                Some(token) => vec![token],
-                None => self.tokenizer.encode("\n")?,
-            };
+        if self.history.is_empty() {
+            if let Some(start) = self.tokenizer.start_of_text() {
+                tokens.insert(0, start);
+            }
+            if tokens.is_empty() {
+                tokens = match self.tokenizer.end_of_text() {
+                    Some(token) => vec![token],
+                    None => self.tokenizer.encode("\n")?,
+                };
+            }
         }
         if !tokens.is_empty() {
             self.generator.feed(&tokens)?;
@@ -128,8 +135,23 @@ impl<'m> Writer<'m> {
         Ok(tokens.len())
     }
 
+    /// Reads a text from its start, given as its tokens; what is in memory already is not read
+    /// again.
+    fn read_from_start(&mut self, tokens: &[u32]) -> Result<()> {
+        let known = self.generator.history().iter().zip(tokens);
+        // One token is left to read: the logits that follow it are wanted.
+        let known = known
+            .take_while(|(a, b)| a == b)
+            .count()
+            .min(tokens.len().saturating_sub(1));
+        self.generator.truncate(known);
+        self.generator.feed(&tokens[known..])?;
+        self.history = tokens.to_vec();
+        Ok(())
+    }
+
     /// Writes up to `n_tokens`, each handed to `on_piece` with the text that became certain.
-    /// Ends early at the end of a document or when `on_piece` returns false. Returns the tokens
+    /// Ends early at the end of a document or turn or when `on_piece` returns false. Returns the tokens
     /// written.
     fn write(
         &mut self,
@@ -140,7 +162,7 @@ impl<'m> Writer<'m> {
         let mut written = 0;
         while written < n_tokens {
             let token = self.choose()?;
-            if Some(token) == self.tokenizer.end_of_text() {
+            if self.tokenizer.is_end(token) {
                 break;
             }
             written += 1;

@@ -58,6 +58,8 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     /// Grid id of the weights, see [`primal_lut::Grid::by_id`].
     pub grid: String,
+    /// Columns of a matrix that share a scale; 0 is one scale a row.
+    pub group: usize,
     /// Whether the last block lives on the fine grid.
     pub fine_last_block: bool,
     /// Parts that stay float32 matrices under AdamW instead of living on the grid.
@@ -155,6 +157,7 @@ impl Default for ModelConfig {
             biases: false,
             qkv_bias: false,
             grid: "prime15".to_string(),
+            group: 0,
             fine_last_block: false,
             float_parts: Vec::new(),
             init_std: 0.05,

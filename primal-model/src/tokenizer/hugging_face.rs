@@ -1,0 +1,181 @@
+//! Hugging Face tokenizers: `tokenizer.json`, and the parts of `tokenizer_config.json` that a
+//! chat needs.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::bad;
+use crate::ModelError;
+
+/// The vocabulary and its rules.
+const FILE: &str = "tokenizer.json";
+/// Start and end token, and the template of a chat.
+const SETTINGS_FILE: &str = "tokenizer_config.json";
+/// Where newer folders keep the template.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// How these tokenizers spell the end of a text, most specific first.
+const END_OF_TEXT_NAMES: [&str; 5] = [
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+];
+
+/// A Hugging Face tokenizer with its file, which checkpoints keep unchanged.
+#[derive(Clone, Debug)]
+pub struct HuggingFace {
+    pub(super) tokenizer: tokenizers::Tokenizer,
+    pub(super) json: Vec<u8>,
+    pub(super) settings: TokenizerSettings,
+    pub(super) vocab_size: usize,
+    pub(super) start_of_text: Option<u32>,
+    /// The start token of the settings, whether or not it is put before a text.
+    pub(super) bos: Option<u32>,
+    pub(super) end_of_text: Option<u32>,
+    /// The end token of the settings: that of a turn in models made for chat.
+    pub(super) end_of_turn: Option<u32>,
+}
+
+/// What a folder says of its tokenizer beside the vocabulary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenizerSettings {
+    /// How a conversation becomes text, in Jinja.
+    pub chat_template: Option<String>,
+    /// The token that begins a text.
+    pub bos_token: Option<String>,
+    /// The token that ends what the model writes.
+    pub eos_token: Option<String>,
+}
+
+impl HuggingFace {
+    /// Whether a folder holds one.
+    pub(super) fn is_in(folder: &Path) -> bool {
+        folder.join(FILE).exists()
+    }
+
+    /// The tokenizer of a folder with its settings.
+    pub(super) fn open_folder(folder: &Path) -> Result<HuggingFace, ModelError> {
+        let path = folder.join(FILE);
+        let json = fs::read(&path).map_err(|error| bad(&path, error))?;
+        HuggingFace::new(json, TokenizerSettings::read(folder)?, &path)
+    }
+
+    /// A `tokenizer.json` alone.
+    pub(super) fn open_file(path: &Path) -> Result<HuggingFace, ModelError> {
+        let json = fs::read(path).map_err(|error| bad(path, error))?;
+        HuggingFace::new(json, TokenizerSettings::default(), path)
+    }
+
+    pub(super) fn new(
+        json: Vec<u8>,
+        settings: TokenizerSettings,
+        origin: &Path,
+    ) -> Result<HuggingFace, ModelError> {
+        let bad = |reason: String| bad(origin, reason);
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_bytes(&json).map_err(|error| bad(error.to_string()))?;
+        // Cutting and padding is the sampler's task, not the tokenizer's.
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| bad(error.to_string()))?;
+        tokenizer.with_padding(None);
+        // Ids may have holes, so the count of tokens is not enough.
+        let vocabulary = tokenizer.get_vocab(true);
+        let vocab_size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
+        if vocab_size == 0 {
+            return Err(bad("the vocabulary is empty".to_string()));
+        }
+        let id_of = |name: &str| vocabulary.get(name).copied();
+        let named = |name: &Option<String>| name.as_deref().and_then(id_of);
+        let end_of_text = END_OF_TEXT_NAMES.iter().find_map(|name| id_of(name));
+        // What a text of nothing becomes with all that the tokenizer adds: the start token first,
+        // where there is one.
+        let added = tokenizer.encode_fast("", true);
+        let added = added.map_err(|error| bad(error.to_string()))?;
+        let bos = named(&settings.bos_token);
+        let start_of_text = added.get_ids().first().copied();
+        Ok(HuggingFace {
+            start_of_text: start_of_text.filter(|id| bos.is_none_or(|bos| bos == *id)),
+            bos,
+            end_of_text,
+            end_of_turn: named(&settings.eos_token),
+            vocab_size,
+            tokenizer,
+            json,
+            settings,
+        })
+    }
+
+    pub(super) fn save(&self, folder: &Path) -> Result<(), ModelError> {
+        let path = folder.join(FILE);
+        fs::write(&path, &self.json).map_err(ModelError::io("write", &path))?;
+        self.settings.write(folder)
+    }
+}
+
+impl TokenizerSettings {
+    /// The settings of a folder; none of them has to be there.
+    pub(crate) fn read(folder: &Path) -> Result<TokenizerSettings, ModelError> {
+        let path = folder.join(SETTINGS_FILE);
+        let mut settings = TokenizerSettings::default();
+        if path.exists() {
+            let text = fs::read(&path).map_err(ModelError::io("read", &path))?;
+            let values: Map<String, Value> =
+                serde_json::from_slice(&text).map_err(|error| bad(&path, error))?;
+            settings = TokenizerSettings {
+                chat_template: values.get("chat_template").and_then(template_text),
+                bos_token: values.get("bos_token").and_then(token_text),
+                eos_token: values.get("eos_token").and_then(token_text),
+            };
+        }
+        let path = folder.join(TEMPLATE_FILE);
+        if path.exists() {
+            let text = fs::read_to_string(&path).map_err(ModelError::io("read", &path))?;
+            settings.chat_template = Some(text);
+        }
+        Ok(settings)
+    }
+
+    fn write(&self, folder: &Path) -> Result<(), ModelError> {
+        let mut values = Map::new();
+        // The class that reads any tokenizer.json.
+        values.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
+        for (key, value) in [
+            ("chat_template", &self.chat_template),
+            ("bos_token", &self.bos_token),
+            ("eos_token", &self.eos_token),
+        ] {
+            values.extend(
+                value
+                    .clone()
+                    .map(|text| (key.to_owned(), Value::String(text))),
+            );
+        }
+        let path = folder.join(SETTINGS_FILE);
+        let text = serde_json::to_vec_pretty(&values).map_err(|error| bad(&path, error))?;
+        fs::write(&path, text).map_err(ModelError::io("write", &path))
+    }
+}
+
+/// A template is a text, or a list of named ones of which the default counts.
+fn template_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(named) => {
+            let of_name = |name: &str| named.iter().find(|it| it["name"] == name);
+            let chosen = of_name("default").or(named.first())?;
+            Some(chosen["template"].as_str()?.to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// A token is a text, or an object with one.
+fn token_text(value: &Value) -> Option<String> {
+    let text = value.as_str().or_else(|| value["content"].as_str());
+    text.map(str::to_owned)
+}
