@@ -73,6 +73,9 @@ pub struct TrainArgs {
     /// Where the configuration starts from.
     #[command(flatten)]
     pub base: BaseArgs,
+    /// Start from the weights of this model, checkpoint or run folder, such as an imported one.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "resume", "tokenizer"], value_hint = ValueHint::DirPath)]
+    pub from: Option<PathBuf>,
     /// Text to learn from: files, folders, JSONL [default: the sources of the locked
     /// dependencies].
     #[arg(long, value_name = "PATH", num_args = 1.., value_hint = ValueHint::AnyPath)]
@@ -80,6 +83,12 @@ pub struct TrainArgs {
     /// Text to measure on [default: the last tenth of the data].
     #[arg(long, value_name = "PATH", num_args = 1.., value_hint = ValueHint::AnyPath)]
     pub val: Vec<PathBuf>,
+    /// The data are JSONL files of conversations, whose answers alone carry loss.
+    #[arg(long)]
+    pub instructions: bool,
+    /// Blocks that learn, counted from 0 [default: everything learns].
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    pub only_blocks: Vec<usize>,
     /// bytes, chars, gpt2 or a tokenizer.json.
     #[arg(long, value_name = "NAME|FILE")]
     pub tokenizer: Option<String>,

@@ -202,6 +202,11 @@ impl Checkpoint {
         model.load_state(StatePart::Optimizer, &self.tensors(OPTIM_FILE)?)
     }
 
+    /// Fills a trainable model with the weights alone: training begins anew from them.
+    pub fn load_weights(&self, model: &mut Model) -> Result<(), ModelError> {
+        model.load_state(StatePart::Model, &self.tensors(MODEL_FILE)?)
+    }
+
     /// The model for inference: no ballots, no moments.
     pub fn load_model(&self) -> Result<Model, ModelError> {
         Model::from_tensors(

@@ -66,6 +66,8 @@ pub struct DataConfig {
     pub val_fraction: f32,
     /// Key of the text in the objects of a JSONL file.
     pub text_key: String,
+    /// Whether `train` and `val` are JSONL files of conversations, whose answers alone carry loss.
+    pub instructions: bool,
 }
 
 /// Length, batch, evaluation and checkpoints of a run.
@@ -99,6 +101,9 @@ pub struct TrainConfig {
     /// Activation checkpointing: 0 keeps all activations, k keeps the input of every k-th block.
     /// 1 also computes a block in parts of a micro-batch.
     pub recompute: usize,
+    /// Numbers of the blocks that learn; empty: everything does. Embeddings, head and the other
+    /// blocks then stay as they are, without ballots.
+    pub only_blocks: Vec<usize>,
     /// Whether a run may begin that takes more memory by the ledger than is available.
     pub ignore_memory_limit: bool,
     /// Memory that the run may take by its ledger, in MiB: `recompute` is then chosen to fit. 0
@@ -141,6 +146,7 @@ impl Default for DataConfig {
             tokenizer: "bytes".to_string(),
             val_fraction: 0.1,
             text_key: "text".to_string(),
+            instructions: false,
         }
     }
 }
@@ -161,6 +167,7 @@ impl Default for TrainConfig {
             save_every: 250,
             keep_checkpoints: 2,
             recompute: 0,
+            only_blocks: Vec::new(),
             ignore_memory_limit: false,
             memory_budget_mib: 0,
             compute: Compute::Int8,
@@ -300,6 +307,24 @@ impl Config {
         self.model.validate()?;
         self.data.validate()?;
         self.train.validate(self.model.context)?;
+        let n_layer = self.model.n_layer;
+        let outside = self
+            .train
+            .only_blocks
+            .iter()
+            .find(|block| **block >= n_layer);
+        check(
+            "train.only_blocks",
+            outside.copied().unwrap_or_default(),
+            outside.is_none(),
+            || format!("must be below model.n_layer = {n_layer}"),
+        )?;
+        check(
+            "data.instructions",
+            self.data.instructions,
+            !(self.data.instructions && self.data.train.is_empty()),
+            || "needs data.train".to_string(),
+        )?;
         self.optim.validate()?;
         Ok(())
     }

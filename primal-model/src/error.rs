@@ -224,6 +224,9 @@ pub enum ModelError {
     /// A model that another tool's format cannot hold.
     #[error("cannot export: {0}")]
     Export(String),
+    /// Instruction data that cannot be learned from.
+    #[error("instructions: {0}")]
+    Instructions(String),
     /// A chat template that is no Jinja, refuses a conversation or wants too much.
     #[error("chat template: {0}")]
     ChatTemplate(String),

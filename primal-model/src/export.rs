@@ -92,6 +92,9 @@ impl<'m> Values<'m> {
     }
 }
 
+/// What takes a piece and its values in the layout of the other tool.
+type Sink<'a> = dyn FnMut(&Piece, &[f32]) -> Result<(), ModelError> + 'a;
+
 /// Every tensor of the other tool: what it is called, and the rows of ours that it holds.
 struct Planned {
     ours: String,
@@ -119,11 +122,7 @@ impl Planned {
     }
 
     /// Hands over each piece in the layout of the other tool.
-    fn write(
-        &self,
-        source: &Values<'_>,
-        to: &mut dyn FnMut(&Piece, &[f32]) -> Result<(), ModelError>,
-    ) -> Result<(), ModelError> {
+    fn write(&self, source: &Values<'_>, to: &mut Sink<'_>) -> Result<(), ModelError> {
         let (rows, cols) = (self.size.0, self.size.1.unwrap_or(1));
         let values = source.get(&self.ours, rows * cols);
         let mut rest = values.as_slice();

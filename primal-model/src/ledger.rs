@@ -49,8 +49,16 @@ impl Ledger {
         let rule = config.optim.rule;
         let many = train.micro_batches > 1;
         let mut weights = WeightBytes::default();
-        for (size, grid) in matrices(config, shape) {
-            weights += WeightBytes::plan(size, grid.as_ref(), config.model.group, rule, many);
+        for (layer, size, grid) in matrices(config, shape) {
+            let grid = grid.as_ref().filter(|_| rule != Rule::Adamw);
+            let group = config.model.group;
+            let only = &train.only_blocks;
+            let learns = only.is_empty() || layer.is_some_and(|layer| only.contains(&layer));
+            weights += if learns {
+                WeightBytes::plan(size, grid, group, rule, many)
+            } else {
+                WeightBytes::plan(size, grid, group, Rule::Frozen, many).still(grid.is_some())
+            };
         }
         // Value, gradient and two moments of every vector.
         let vectors = 16 * vector_weights(shape);
@@ -131,16 +139,10 @@ impl Ledger {
     /// The ledger of generation with a full context.
     pub fn for_inference(config: &Config, shape: &ModelShape, threads: usize) -> Ledger {
         let mut values = 0;
-        for ((rows, cols), grid) in matrices(config, shape) {
+        for (_, size, grid) in matrices(config, shape) {
             let group = config.model.group;
-            let plan = WeightBytes::plan((rows, cols), grid.as_ref(), group, Rule::Frozen, false);
-            // Scale, gradient and two moments: one of these four is there without training.
-            values += plan.values
-                + if grid.is_some() {
-                    plan.float_state / 4
-                } else {
-                    0
-                };
+            let plan = WeightBytes::plan(size, grid.as_ref(), group, Rule::Frozen, false);
+            values += plan.still(grid.is_some()).total();
         }
         let mut ledger = Ledger::empty(values, 0);
         ledger.row("weights", values);
@@ -202,8 +204,11 @@ impl Ledger {
     }
 }
 
-/// Every matrix: its (rows, cols) and its grid, `None` for float.
-fn matrices(config: &Config, shape: &ModelShape) -> Vec<((usize, usize), Option<Grid>)> {
+/// A matrix: its block, its (rows, cols) and its grid, `None` for float.
+type PlannedMatrix = (Option<usize>, (usize, usize), Option<Grid>);
+
+/// Every matrix.
+fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix> {
     let ModelShape {
         vocab,
         context,
@@ -214,21 +219,21 @@ fn matrices(config: &Config, shape: &ModelShape) -> Vec<((usize, usize), Option<
     } = *shape;
     let grid = Grid::by_id(&config.model.grid).unwrap_or_else(Grid::prime);
     let on = |part, grid: &Grid| (!config.model.is_float(part)).then(|| grid.clone());
-    let mut list = vec![((vocab, c), on(FloatPart::Embeddings, &grid))];
+    let mut list = vec![(None, (vocab, c), on(FloatPart::Embeddings, &grid))];
     if shape.learned_positions() {
-        list.push(((context, c), on(FloatPart::Embeddings, &grid)));
+        list.push((None, (context, c), on(FloatPart::Embeddings, &grid)));
     }
     for layer in 0..n_layer {
         let fine = config.model.fine_last_block && layer + 1 == n_layer;
         let grid = if fine { Grid::fine() } else { grid.clone() };
         let [qkv, attention_out, up, down] = shape.block_matrices();
-        list.push((qkv, on(FloatPart::Attention, &grid)));
-        list.push((attention_out, on(FloatPart::Attention, &grid)));
-        list.push((up, on(FloatPart::Mlp, &grid)));
-        list.push((down, on(FloatPart::Mlp, &grid)));
+        list.push((Some(layer), qkv, on(FloatPart::Attention, &grid)));
+        list.push((Some(layer), attention_out, on(FloatPart::Attention, &grid)));
+        list.push((Some(layer), up, on(FloatPart::Mlp, &grid)));
+        list.push((Some(layer), down, on(FloatPart::Mlp, &grid)));
     }
     if !tie_head {
-        list.push(((vocab, c), on(FloatPart::Head, &grid)));
+        list.push((None, (vocab, c), on(FloatPart::Head, &grid)));
     }
     list
 }

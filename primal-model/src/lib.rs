@@ -40,6 +40,7 @@ pub mod foreign;
 pub mod generate;
 mod grid_use;
 pub mod import;
+mod instructions;
 mod layers;
 pub mod ledger;
 pub mod metrics;

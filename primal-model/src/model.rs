@@ -298,6 +298,27 @@ impl Model {
         finite
     }
 
+    /// Lets only some blocks learn; everything else stays as it is. An empty list changes nothing.
+    pub(crate) fn only_blocks(&mut self, learning: &[usize]) {
+        if learning.is_empty() {
+            return;
+        }
+        let still = &mut |param: ParamMut<'_>| match param {
+            ParamMut::Matrix(weight) => weight.keep_still(),
+            ParamMut::Vector(vector) => vector.keep_still(),
+        };
+        for (layer, block) in self.blocks.iter_mut().enumerate() {
+            if !learning.contains(&layer) {
+                block.for_each_mut(still);
+            }
+        }
+        self.norm.for_each_mut(still);
+        let embeddings = [Some(&mut self.tok_embedding), self.pos_embedding.as_mut()];
+        for weight in embeddings.into_iter().flatten().chain(&mut self.head) {
+            weight.keep_still();
+        }
+    }
+
     /// Prepares the parameters for a step.
     pub fn begin_step(&mut self, ctx: &StepContext<'_>) {
         self.for_each_mut(&mut |param| {

@@ -113,7 +113,16 @@ impl Trainer {
         if Checkpoint::exists(&config.train.run) {
             return Err(ModelError::RunExists(config.train.run));
         }
-        Trainer::build(config, None)
+        Trainer::build(config, None, None)
+    }
+
+    /// Begins a run like [`Trainer::new`], from the weights of a checkpoint: its tokenizer, and its
+    /// `[model]` with what the caller may have changed, a shorter context.
+    pub fn from_checkpoint(config: Config, base: &Checkpoint) -> Result<Self, ModelError> {
+        if Checkpoint::exists(&config.train.run) {
+            return Err(ModelError::RunExists(config.train.run));
+        }
+        Trainer::build(config, None, Some(base))
     }
 
     /// Goes on from the newest checkpoint in `config.train.run`. What the run computes must be as
@@ -121,10 +130,14 @@ impl Trainer {
     pub fn resume(config: Config) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(&config.train.run)?;
         checkpoint.config.check_resumable(&config)?;
-        Trainer::build(config, Some(&checkpoint))
+        Trainer::build(config, Some(&checkpoint), None)
     }
 
-    fn build(mut config: Config, checkpoint: Option<&Checkpoint>) -> Result<Self, ModelError> {
+    fn build(
+        mut config: Config,
+        checkpoint: Option<&Checkpoint>,
+        base: Option<&Checkpoint>,
+    ) -> Result<Self, ModelError> {
         config.validate()?;
         if config.train.backend == Backend::Cuda {
             return Err(ModelError::NoCuda);
@@ -134,7 +147,8 @@ impl Trainer {
             .num_threads(config.train.threads)
             .build()
             .map_err(|error| ModelError::Threads(error.to_string()))?;
-        let tokenizer = checkpoint.map(Checkpoint::load_tokenizer).transpose()?;
+        let known = checkpoint.or(base);
+        let tokenizer = known.map(Checkpoint::load_tokenizer).transpose()?;
         let data = pool.install(|| Dataset::load(&config.data, tokenizer))?;
         let fingerprint = data.train.fingerprint();
         let position = match checkpoint {
@@ -158,6 +172,10 @@ impl Trainer {
             check_memory(&ledger)?;
         }
         let mut model = pool.install(|| Model::new(&config, vocab))?;
+        model.only_blocks(&config.train.only_blocks);
+        if let Some(base) = base {
+            base.load_weights(&mut model)?;
+        }
         if let Some(checkpoint) = checkpoint {
             checkpoint.load_training(&mut model)?;
         }

@@ -4,18 +4,22 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use primal_kernels::Isa;
 use primal_lut::Grid;
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::FloatPart;
+use primal_model::config::{Config, FloatPart};
+use primal_model::data::{Documents, TokenStream};
+use primal_model::eval::{Windows, evaluate};
 use primal_model::export::{ExportFormat, export};
 use primal_model::foreign::gguf::TensorType;
 use primal_model::foreign::safetensors::{HalfType, SafetensorsFile};
 use primal_model::generate::Generator;
 use primal_model::import::{ImportOptions, import};
 use primal_model::quantise::Rounding;
+use primal_model::train::{Event, Trainer};
 use primal_model::{Model, ModelError};
 
 const FAMILIES: [&str; 3] = ["hf_llama", "hf_qwen2", "hf_gpt2"];
@@ -291,4 +295,125 @@ fn what_is_wrong_with_a_folder_is_named() {
     assert_eq!(model.shape().context, 8);
     let again = load(&golden("hf_llama"), &folder.path().join("short"), &shorter);
     assert!(matches!(again, Err(ModelError::RunExists(_))));
+}
+
+/// A fine-tuning run of the imported Llama.
+fn tuning(run: &Path, base: &Checkpoint, data: &Path, changes: &[&str]) -> Config {
+    let mut config = Config {
+        model: base.config.model.clone(),
+        ..Config::default()
+    };
+    config.data.train = vec![data.to_path_buf()];
+    config.train.run = run.to_path_buf();
+    let common = [
+        "model.context=16",
+        "train.batch=4",
+        "train.micro_batches=2",
+        "train.steps=40",
+        "optim.warmup_steps=4",
+        "data.val_fraction=0.2",
+    ];
+    for change in common.iter().chain(changes) {
+        config.set(change).unwrap();
+    }
+    config
+}
+
+fn go_on(_: Event<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn imported_models_learn_by_votes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (base, _) = load(
+        &golden("hf_llama"),
+        &path("base"),
+        &on_grid(Grid::prime(), 8),
+    )
+    .unwrap();
+    fs::write(path("text.txt"), format!("{TEXT}. ").repeat(30)).unwrap();
+    let before = |text: &Path| {
+        let tokenizer = base.load_tokenizer().unwrap();
+        let documents = Documents::read(&[text.to_path_buf()], "text").unwrap();
+        let tokens = TokenStream::encode(&documents, &tokenizer).unwrap();
+        let windows = Windows::new(tokens.len(), 16, 16, usize::MAX).unwrap();
+        evaluate(&base.load_model().unwrap(), Isa::best(), &tokens, &windows)
+            .unwrap()
+            .loss
+    };
+    let config = tuning(&path("all"), &base, &path("text.txt"), &[]);
+    let mut trainer = Trainer::from_checkpoint(config, &base).unwrap();
+    let done = trainer.run(&mut go_on).unwrap().done;
+    let start = before(&path("text.txt"));
+    assert!(
+        done.val_loss < start - 0.5,
+        "{} after {start}",
+        done.val_loss
+    );
+    // The result is a model like any other.
+    assert!(Checkpoint::open(&path("all")).unwrap().load_model().is_ok());
+
+    let changes = ["train.only_blocks=[1]"];
+    let config = tuning(&path("one"), &base, &path("text.txt"), &changes);
+    let mut trainer = Trainer::from_checkpoint(config.clone(), &base).unwrap();
+    let done = trainer.run(&mut go_on).unwrap().done;
+    assert!(
+        done.val_loss < start - 0.1,
+        "{} after {start}",
+        done.val_loss
+    );
+    let (old, new) = (
+        base.load_model().unwrap(),
+        Checkpoint::open(&path("one")).unwrap(),
+    );
+    let new = new.load_model().unwrap();
+    for ((name, old), (_, new)) in old.grid_matrices().iter().zip(new.grid_matrices()) {
+        assert_eq!(**old == *new, !name.starts_with("blocks.1."), "{name}");
+    }
+    // A finished run resumes to the same state.
+    let hash = trainer.state_hash();
+    assert_eq!(Trainer::resume(config).unwrap().state_hash(), hash);
+    let error = tuning(
+        &path("two"),
+        &base,
+        &path("text.txt"),
+        &["train.only_blocks=[2]"],
+    );
+    assert!(
+        error
+            .validate()
+            .unwrap_err()
+            .to_string()
+            .contains("train.only_blocks")
+    );
+}
+
+#[test]
+fn answers_of_instructions_are_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (base, _) = load(
+        &golden("hf_llama"),
+        &path("base"),
+        &on_grid(Grid::prime(), 0),
+    )
+    .unwrap();
+    let line = r#"{"prompt": "jugs?", "completion": "five dozen liquor jugs"}"#;
+    fs::write(path("chat.jsonl"), format!("{line}\n").repeat(40)).unwrap();
+    let changes = ["data.instructions=true"];
+    let config = tuning(&path("run"), &base, &path("chat.jsonl"), &changes);
+    let mut losses = Vec::new();
+    let mut trainer = Trainer::from_checkpoint(config, &base).unwrap();
+    trainer
+        .run(&mut |event| {
+            if let Event::Step(row) = event {
+                losses.push(row.train_loss);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    assert!(last < first - 1.0, "{first} to {last}");
 }

@@ -76,6 +76,17 @@ impl WeightBytes {
         }
     }
 
+    /// What is left of such a matrix when it does not learn: values and scales.
+    pub fn still(self, on_grid: bool) -> Self {
+        // Under `frozen` the float state is scale, gradient and two moments.
+        let scales = if on_grid { self.float_state / 4 } else { 0 };
+        WeightBytes {
+            values: self.values,
+            float_state: scales,
+            ..Default::default()
+        }
+    }
+
     /// All of it.
     pub fn total(&self) -> u64 {
         self.values + self.ballots + self.votes + self.float_state + self.statistics

@@ -109,6 +109,8 @@ pub struct FloatVector {
     name: String,
     values: Vec<f32>,
     adam: Option<AdamState>,
+    /// Gradients are taken and dropped.
+    is_still: bool,
 }
 
 impl FloatVector {
@@ -119,6 +121,7 @@ impl FloatVector {
             name: name.into(),
             values,
             adam,
+            is_still: false,
         }
     }
 
@@ -126,6 +129,11 @@ impl FloatVector {
     pub fn without_training(mut self) -> Self {
         self.adam = None;
         self
+    }
+
+    /// Keeps the values as they are in a model whose other parts learn.
+    pub fn keep_still(&mut self) {
+        self.is_still = true;
     }
 
     /// The parameter's name.
@@ -161,12 +169,15 @@ impl FloatVector {
     pub fn grad_sum_squares(&self, isa: Isa) -> f64 {
         self.adam
             .as_ref()
+            .filter(|_| !self.is_still)
             .map_or(0.0, |adam| sum_squares(isa, &adam.grad))
     }
 
     /// Takes the step; `grad_factor` holds 1 / micro-batches and the clip.
     pub fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) {
-        if let Some(adam) = &mut self.adam {
+        if self.is_still {
+            self.discard();
+        } else if let Some(adam) = &mut self.adam {
             adam.step(
                 ctx,
                 &mut self.values,

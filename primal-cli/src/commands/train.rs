@@ -23,11 +23,12 @@ use crate::report::INTERRUPTED;
 
 /// Trains and prints the last row of the metrics.
 pub fn run(args: &TrainArgs) -> Result<ExitCode> {
-    let config = resolve(args)?;
-    let mut trainer = if args.resume {
-        Trainer::resume(config.clone())?
-    } else {
-        Trainer::new(config.clone())?
+    let base = args.from.as_deref().map(Checkpoint::open).transpose()?;
+    let config = resolve(args, base.as_ref())?;
+    let mut trainer = match &base {
+        Some(base) => Trainer::from_checkpoint(config.clone(), base)?,
+        None if args.resume => Trainer::resume(config.clone())?,
+        None => Trainer::new(config.clone())?,
     };
     let stop = stop_on_signal()?;
     let mut progress = None;
@@ -85,13 +86,24 @@ fn with_way_back(error: ModelError, run: &Path) -> anyhow::Error {
 }
 
 /// Preset, file or the checkpoint's own configuration, then the flags, then `--set`.
-fn resolve(args: &TrainArgs) -> Result<Config> {
+fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
     let from_checkpoint = args.resume && args.base.preset.is_none() && args.base.config.is_none();
     let mut config = base_config(&args.base)?;
     if from_checkpoint {
         let run = args.run.as_ref().unwrap_or(&config.train.run).clone();
         config = Checkpoint::open(&run)?.config;
         config.train.run = run;
+    }
+    if let Some(base) = base {
+        config.model = base.config.model.clone();
+        config
+            .data
+            .tokenizer
+            .clone_from(&base.config.data.tokenizer);
+    }
+    config.data.instructions |= args.instructions;
+    if !args.only_blocks.is_empty() {
+        config.train.only_blocks.clone_from(&args.only_blocks);
     }
     if !args.data.is_empty() {
         config.data.train.clone_from(&args.data);
