@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Parser;
 use primal_benches::{Size, Workload, workloads};
-use primal_kernels::Isa;
+use primal_kernels::{Isa, read_bandwidth};
 use serde::Serialize;
 
 /// Measures the kernels, one JSON object a line.
@@ -30,8 +30,15 @@ struct Row<'a> {
     min_us: f64,
     max_us: f64,
     gb_per_s: Option<f64>,
+    /// Operations; of integers where the kernel is one of integers.
     gflop_per_s: Option<f64>,
+    /// Bytes per second relative to plain reading of memory in the same run: the floor of what
+    /// streams more than the caches hold.
+    of_read_bandwidth: Option<f64>,
 }
+
+/// What plain reading is measured on.
+const READ_BYTES: usize = 1 << 30;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -41,9 +48,10 @@ fn main() -> Result<()> {
     } else {
         vec![Isa::from_env()?]
     };
+    let read = read_bandwidth(Isa::from_env()?, READ_BYTES, 5)?[2] / 1e9;
     for isa in tiers {
         for mut workload in workloads(isa, Size::Real)? {
-            let row = measure(&mut workload, isa, budget);
+            let row = measure(&mut workload, isa, budget, read);
             writeln!(std::io::stdout(), "{}", serde_json::to_string(&row)?)?;
         }
     }
@@ -51,7 +59,12 @@ fn main() -> Result<()> {
 }
 
 /// Runs a workload for `budget`, at least three times, after one run that does not count.
-fn measure<'a>(workload: &'a mut Workload, isa: Isa, budget: Duration) -> Row<'a> {
+fn measure<'a>(
+    workload: &'a mut Workload,
+    isa: Isa,
+    budget: Duration,
+    read_gb_per_s: f64,
+) -> Row<'a> {
     workload.run();
     let mut seconds = Vec::new();
     let started = Instant::now();
@@ -73,5 +86,6 @@ fn measure<'a>(workload: &'a mut Workload, isa: Isa, budget: Duration) -> Row<'a
         max_us: seconds[seconds.len() - 1] * 1e6,
         gb_per_s: giga_per_s(workload.bytes),
         gflop_per_s: giga_per_s(workload.flops),
+        of_read_bandwidth: giga_per_s(workload.bytes).map(|rate| rate / read_gb_per_s),
     }
 }

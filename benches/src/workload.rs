@@ -8,6 +8,8 @@ use primal_kernels::{
 };
 use primal_lut::{Grid, QuantMatrix};
 
+use crate::integers::integers;
+
 /// Rows of a weight gradient that are computed at a time.
 const TILE_ROWS: usize = 64;
 
@@ -37,7 +39,12 @@ impl Workload {
         (self.call)();
     }
 
-    fn new(name: String, bytes: usize, flops: usize, call: impl FnMut() + 'static) -> Self {
+    pub(crate) fn new(
+        name: String,
+        bytes: usize,
+        flops: usize,
+        call: impl FnMut() + 'static,
+    ) -> Self {
         Workload {
             name,
             bytes: bytes as u64,
@@ -62,6 +69,7 @@ pub fn workloads(isa: Isa, size: Size) -> Result<Vec<Workload>> {
     list.extend(dense(&sizes));
     list.extend(attentions(isa, &sizes));
     list.extend(cross_entropies(isa, &sizes)?);
+    list.extend(integers(isa, size)?);
     Ok(list)
 }
 
@@ -327,7 +335,7 @@ const RNG: VoteRng = VoteRng {
     micro_batch: 0,
 };
 
-fn made_up_matrix(rows: usize, cols: usize) -> Result<QuantMatrix> {
+pub(crate) fn made_up_matrix(rows: usize, cols: usize) -> Result<QuantMatrix> {
     let weights = made_up_numbers(rows * cols, 10);
     Ok(QuantMatrix::quantise(
         &Grid::prime(),
@@ -340,7 +348,7 @@ fn made_up_matrix(rows: usize, cols: usize) -> Result<QuantMatrix> {
 }
 
 /// Numbers between −1 and 1.
-fn made_up_numbers(count: usize, stream: u32) -> Vec<f32> {
+pub(crate) fn made_up_numbers(count: usize, stream: u32) -> Vec<f32> {
     let word = |index: usize| philox4x32([index as u32, stream, 0, 0], [1, 2])[0];
     (0..count)
         .map(|index| (f64::from(word(index)) / f64::from(1u32 << 31) - 1.0) as f32)

@@ -193,6 +193,8 @@ impl Config {
                 config.train.steps = 2000;
                 config.train.batch = 12;
                 config.train.micro_batches = 1;
+                // Matrices this small do not pay back what int8 products prepare.
+                config.train.compute = Compute::Float;
                 config.train.eval_every = 500;
                 config.train.save_every = 500;
             }
