@@ -19,8 +19,8 @@ const BLOCK_COLUMNS: usize = 192;
 /// Tasks to cut a convolution into, so that threads end at about the same time.
 const TASKS: usize = 16;
 
-/// Multiplications below which a second thread costs more than it saves.
-const PARALLEL_WORK: usize = 1 << 19;
+/// Multiplications below which waking a second thread costs more than it saves.
+const PARALLEL_WORK: usize = 1 << 24;
 
 /// The weights of a convolution, packed: y[o][t] = b[o] + Σ w[o][i][k] · x[i][t + k · dilation].
 ///

@@ -6,7 +6,7 @@ use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
 /// Elements below which a pass over a signal is not worth a second thread.
-const PARALLEL_ELEMENTS: usize = 64 * 1024;
+const PARALLEL_ELEMENTS: usize = 1 << 20;
 
 /// A signal of `channels` rows and `len` columns of time, f32, one row after the other.
 ///

@@ -103,6 +103,14 @@ pub enum VocoderError {
         /// What is wrong.
         reason: String,
     },
+    /// A file that holds no mel spectrogram.
+    #[error("{}: not a readable mel spectrogram: {reason}", path.display())]
+    MelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// Sample rates that cannot be converted.
     #[error("cannot convert from {from_hz} Hz to {to_hz} Hz: {reason}")]
     Resample {

@@ -2,14 +2,16 @@
 //! Efficient and High Fidelity Speech Synthesis"): mel spectrogram in, samples out.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use primal_kernels::{Conv1d, Isa, Signal};
+use rayon::prelude::*;
 
 use crate::config::VocoderConfig;
 use crate::error::VocoderError;
 use crate::layer::{Block, BlockState, SameConv, SameConvState, Unit, Upsampler, UpsamplerState};
-use crate::weights::Weights;
+use crate::weights::{Weights, layers};
 
 /// Slope of every leaky ReLU but the last.
 const SLOPE: f32 = 0.1;
@@ -17,8 +19,15 @@ const SLOPE: f32 = 0.1;
 /// Slope of the leaky ReLU before the last convolution: PyTorch's default.
 const LAST_SLOPE: f32 = 0.01;
 
+/// Frames to generate at once where nothing else decides: what lies between two layers then stays
+/// in the cache of a core.
+pub const FRAMES_PER_PIECE: usize = 16;
+
+/// Shortest segment that is worth a thread of its own, which has to make what lies around it too.
+const MIN_SEGMENT_FRAMES: usize = 64;
+
 /// Kernel of the first and last convolution.
-const OUTER_KERNEL: usize = 7;
+pub(crate) const OUTER_KERNEL: usize = 7;
 
 /// Names of a configuration beside the weights, in the order in which they are tried.
 const CONFIG_NAMES: [&str; 3] = ["config.json", "config.toml", "vocoder.toml"];
@@ -162,8 +171,21 @@ impl Generator {
         &self.config
     }
 
-    /// The sound of a whole mel spectrogram (bands, frames): frames · hop samples in −1..1. It is
-    /// made in pieces of `frames_per_piece` frames, which changes memory and speed but no bit.
+    /// Multiplications for a second of sound.
+    pub fn multiplications_per_second(&self) -> f64 {
+        let mut columns = f64::from(self.config.sampling_rate) / self.config.hop_size as f64;
+        let mut total = 0.0;
+        for layer in layers(&self.config) {
+            // A transposed convolution multiplies every input column with all of its weights.
+            total += columns * layer.shape.iter().product::<usize>() as f64;
+            columns *= layer.rate as f64;
+        }
+        total
+    }
+
+    /// The sound of a whole mel spectrogram (bands, frames): frames · hop samples in −1..1.
+    ///
+    /// Every thread makes a segment, in pieces of `frames_per_piece` frames; neither changes a bit.
     ///
     /// # Errors
     /// Those of [`Stream::push`] and [`Stream::finish`].
@@ -173,11 +195,34 @@ impl Generator {
         mel: &Signal,
         frames_per_piece: usize,
     ) -> Result<Vec<f32>, VocoderError> {
+        self.check(mel, 0)?;
+        let frames = mel.len();
+        let segments = (frames / MIN_SEGMENT_FRAMES).clamp(1, rayon::current_num_threads());
+        let sounds: Vec<Vec<f32>> = (0..segments)
+            .into_par_iter()
+            .map(|i| {
+                let own = frames * i / segments..frames * (i + 1) / segments;
+                self.segment(isa, mel, own, frames_per_piece.max(1))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(sounds.concat())
+    }
+
+    /// The sound of some frames, made with as many around them as it depends on.
+    fn segment(
+        &self,
+        isa: Isa,
+        mel: &Signal,
+        own: Range<usize>,
+        frames_per_piece: usize,
+    ) -> Result<Vec<f32>, VocoderError> {
+        let (view, hop) = (self.field_of_view(), self.config.hop_size);
+        let seen = own.start.saturating_sub(view)..mel.len().min(own.end + view);
         let mut stream = self.stream(isa);
-        let mut samples = Vec::with_capacity(mel.len() * self.config.hop_size);
+        let mut samples = Vec::with_capacity(seen.len() * hop);
         let mut piece = Signal::new(mel.channels());
-        for first in (0..mel.len()).step_by(frames_per_piece.max(1)) {
-            let columns = first..mel.len().min(first + frames_per_piece.max(1));
+        for first in seen.clone().step_by(frames_per_piece) {
+            let columns = first..seen.end.min(first + frames_per_piece);
             piece.set_len(columns.len());
             for band in 0..mel.channels() {
                 piece
@@ -187,7 +232,38 @@ impl Generator {
             samples.extend_from_slice(stream.push(&piece)?);
         }
         samples.extend(stream.finish()?);
+        samples.drain(..(own.start - seen.start) * hop);
+        samples.truncate(own.len() * hop);
         Ok(samples)
+    }
+
+    /// Frames to each side that a frame's sound depends on.
+    fn field_of_view(&self) -> usize {
+        let mut columns = OUTER_KERNEL / 2;
+        for (stage, &rate) in self.stages.iter().zip(&self.config.upsample_rates) {
+            let lag = stage.blocks.iter().map(Block::lag).max().unwrap_or(0);
+            columns = (columns + stage.upsampler.reach()) * rate + lag;
+        }
+        (columns + OUTER_KERNEL / 2).div_ceil(self.config.hop_size)
+    }
+
+    /// Whether `mel` is one that this generator takes; `first` is the number of its first frame.
+    fn check(&self, mel: &Signal, first: usize) -> Result<(), VocoderError> {
+        if mel.channels() != self.config.num_mels {
+            return Err(VocoderError::Bands {
+                found: mel.channels(),
+                expected: self.config.num_mels,
+            });
+        }
+        for band in 0..mel.channels() {
+            if let Some(frame) = mel.row(band).iter().position(|value| !value.is_finite()) {
+                return Err(VocoderError::NonFiniteMel {
+                    band,
+                    frame: first + frame,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// A sound to be made piece by piece.
@@ -298,21 +374,8 @@ impl Stream<'_> {
     /// # Errors
     /// [`VocoderError::Bands`], [`VocoderError::NonFiniteMel`]; the stream is unchanged then.
     pub fn push(&mut self, mel: &Signal) -> Result<&[f32], VocoderError> {
+        self.generator.check(mel, self.frames)?;
         let config = &self.generator.config;
-        if mel.channels() != config.num_mels {
-            return Err(VocoderError::Bands {
-                found: mel.channels(),
-                expected: config.num_mels,
-            });
-        }
-        for band in 0..mel.channels() {
-            if let Some(frame) = mel.row(band).iter().position(|value| !value.is_finite()) {
-                return Err(VocoderError::NonFiniteMel {
-                    band,
-                    frame: self.frames + frame,
-                });
-            }
-        }
         if mel.is_empty() {
             return Ok(&[]);
         }

@@ -151,6 +151,11 @@ impl Upsampler {
         }
     }
 
+    /// Columns of input to each side that an output depends on.
+    pub fn reach(&self) -> usize {
+        self.phases.margin() + 1
+    }
+
     pub fn state(&self) -> UpsamplerState {
         let mut window = Signal::new(self.phases.c_in());
         window.append_constant(self.phases.margin(), 0.0);

@@ -57,9 +57,9 @@ mod weights;
 
 pub use config::{Padding, VocoderConfig};
 pub use error::VocoderError;
-pub use generator::{Generator, Stream};
+pub use generator::{FRAMES_PER_PIECE, Generator, Stream};
 pub use griffin_lim::{GriffinLim, GriffinLimOptions};
-pub use mel::MelExtractor;
+pub use mel::{MelExtractor, read_mel, write_mel};
 pub use primal_kernels::Signal;
-pub use wav::{Sound, read_wav, resample, write_wav};
+pub use wav::{Sound, read_wav, resample, wav_bytes, write_wav};
 pub use weights::Weights;

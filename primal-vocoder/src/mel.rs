@@ -11,12 +11,16 @@
 //! SpeechBrain's differs in one point: its frames are centred, half a hop earlier.
 
 use std::f64::consts::PI;
+use std::fs;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use primal_kernels::Signal;
 use rayon::prelude::*;
 use realfft::{RealFftPlanner, RealToComplex};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 use crate::config::VocoderConfig;
 use crate::error::VocoderError;
@@ -26,6 +30,12 @@ pub const FLOOR: f64 = 1e-5;
 
 /// Added to the squared magnitude, as the official code does.
 const MAGNITUDE_EPSILON: f64 = 1e-9;
+
+/// Name of the tensor in a file of a spectrogram.
+const MEL_TENSOR: &str = "mel";
+
+/// Largest file of a spectrogram that is read: half an hour of 80 bands is a tenth of it.
+const MAX_MEL_BYTES: u64 = 1 << 29;
 
 /// Turns samples into log-mel frames. Computes in float64.
 pub struct MelExtractor {
@@ -113,6 +123,66 @@ impl MelExtractor {
         }
         Ok(mel)
     }
+}
+
+/// Reads a spectrogram from a safetensors file with a tensor `mel` (bands, frames) f32.
+///
+/// # Errors
+/// [`VocoderError::Io`]; [`VocoderError::MelFile`] for another content.
+pub fn read_mel(path: &Path) -> Result<Signal, VocoderError> {
+    let io_error = |source| VocoderError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let fail = |reason: String| VocoderError::MelFile {
+        path: path.to_owned(),
+        reason,
+    };
+    let len = fs::metadata(path).map_err(io_error)?.len();
+    if len > MAX_MEL_BYTES {
+        return Err(fail(format!("{len} bytes are too many")));
+    }
+    let bytes = fs::read(path).map_err(io_error)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(error.to_string()))?;
+    let tensor = file
+        .tensor(MEL_TENSOR)
+        .map_err(|error| fail(error.to_string()))?;
+    match (tensor.dtype(), tensor.shape()) {
+        (Dtype::F32, &[bands, _]) if bands > 0 => {
+            let values = tensor
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|&it| f32::from_le_bytes(it));
+            Ok(Signal::from_rows(bands, &values.collect::<Vec<f32>>()))
+        }
+        (dtype, shape) => Err(fail(format!(
+            "`{MEL_TENSOR}` is {dtype:?} {shape:?}, not F32 (bands, frames)"
+        ))),
+    }
+}
+
+/// Writes what [`read_mel`] reads.
+///
+/// # Errors
+/// [`VocoderError::Io`], [`VocoderError::MelFile`].
+pub fn write_mel(path: &Path, mel: &Signal) -> Result<(), VocoderError> {
+    let fail = |error: &dyn std::fmt::Display| VocoderError::MelFile {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let rows = (0..mel.channels()).flat_map(|band| mel.row(band));
+    let bytes: Vec<u8> = rows.flat_map(|value| value.to_le_bytes()).collect();
+    let shape = vec![mel.channels(), mel.len()];
+    let view = TensorView::new(Dtype::F32, shape, &bytes).map_err(|error| fail(&error))?;
+    let file = safetensors::serialize([(MEL_TENSOR, view)], None).map_err(|error| fail(&error))?;
+    fs::write(path, file).map_err(|source| VocoderError::Io {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Sample `index`, mirrored at the first and last one.
@@ -217,6 +287,35 @@ mod tests {
         // 1000 Hz is mel 15; the highest edge is 8000 Hz, mel 45.2 in 81 steps.
         let centre = hz_to_mel(1000.0) / (hz_to_mel(8000.0) / 81.0) - 1.0;
         assert_eq!(loudest, Some(centre.round() as usize));
+    }
+
+    #[test]
+    fn files_of_spectrograms_come_back_and_others_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mel.safetensors");
+        let mel = Signal::from_rows(2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        write_mel(&path, &mel).unwrap();
+        let back = read_mel(&path).unwrap();
+        assert_eq!(
+            (back.channels(), back.row(0), back.row(1)),
+            (2, mel.row(0), mel.row(1))
+        );
+        let good = fs::read(&path).unwrap();
+        for len in 0..good.len() {
+            fs::write(&path, &good[..len]).unwrap();
+            assert!(
+                matches!(read_mel(&path), Err(VocoderError::MelFile { .. })),
+                "{len}"
+            );
+        }
+        let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap();
+        fs::write(
+            &path,
+            safetensors::serialize([("mel", view)], None).unwrap(),
+        )
+        .unwrap();
+        let error = read_mel(&path).unwrap_err().to_string();
+        assert!(error.contains("not F32 (bands, frames)"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! WAV files in and out, and other sample rates.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Seek, Write};
+use std::io::{BufReader, BufWriter, Cursor, Seek, Write};
 use std::path::Path;
 
 use hound::{SampleFormat, WavReader, WavSpec, WavWriter};
@@ -112,6 +112,19 @@ pub fn write_wav(path: &Path, samples: &[f32], rate_hz: u32) -> Result<(), Vocod
     })
 }
 
+/// The bytes of a mono WAV file of 16 bits.
+///
+/// # Errors
+/// [`VocoderError::Wav`] for more than a WAV file can hold.
+pub fn wav_bytes(samples: &[f32], rate_hz: u32) -> Result<Vec<u8>, VocoderError> {
+    let mut bytes = Cursor::new(Vec::with_capacity(44 + 2 * samples.len()));
+    write_wav_to(&mut bytes, samples, rate_hz).map_err(|error| VocoderError::Wav {
+        path: "(bytes)".into(),
+        reason: error.to_string(),
+    })?;
+    Ok(bytes.into_inner())
+}
+
 fn write_wav_to(to: impl Write + Seek, samples: &[f32], rate_hz: u32) -> hound::Result<()> {
     let spec = WavSpec {
         channels: 1,
@@ -160,7 +173,6 @@ pub fn resample(input: &[f32], from_hz: u32, to_hz: u32) -> Result<Vec<f32>, Voc
 mod tests {
     use super::*;
     use std::fs;
-    use std::io::Cursor;
 
     fn tone(len: usize, rate_hz: f32) -> Vec<f32> {
         (0..len)
@@ -168,10 +180,8 @@ mod tests {
             .collect()
     }
 
-    fn wav_bytes(samples: &[f32]) -> Vec<u8> {
-        let mut bytes = Cursor::new(Vec::new());
-        write_wav_to(&mut bytes, samples, 22_050).unwrap();
-        bytes.into_inner()
+    fn wav_22k(samples: &[f32]) -> Vec<u8> {
+        wav_bytes(samples, 22_050).unwrap()
     }
 
     fn read_bytes(bytes: &[u8]) -> Result<Sound, VocoderError> {
@@ -183,12 +193,12 @@ mod tests {
     #[test]
     fn sounds_come_back() {
         let samples = tone(1000, 22_050.0);
-        let sound = read_bytes(&wav_bytes(&samples)).unwrap();
+        let sound = read_bytes(&wav_22k(&samples)).unwrap();
         assert_eq!((sound.samples.len(), sound.rate_hz), (1000, 22_050));
         for (a, b) in samples.iter().zip(&sound.samples) {
             assert!((a - b).abs() < 1.0 / 32_000.0);
         }
-        let loud = read_bytes(&wav_bytes(&[2.0, -2.0])).unwrap();
+        let loud = read_bytes(&wav_22k(&[2.0, -2.0])).unwrap();
         assert!(loud.samples[0] > 0.999 && loud.samples[1] < -0.999);
     }
 
@@ -222,7 +232,7 @@ mod tests {
 
     #[test]
     fn broken_files_are_errors() {
-        let good = wav_bytes(&tone(100, 22_050.0));
+        let good = wav_22k(&tone(100, 22_050.0));
         for len in 0..good.len() {
             assert!(read_bytes(&good[..len]).is_err(), "{len} bytes");
         }

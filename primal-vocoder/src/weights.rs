@@ -2,19 +2,26 @@
 //! normalisation of the official and of SpeechBrain's HiFi-GAN come out as one form.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
 use half::{bf16, f16};
+use primal_kernels::philox4x32;
 use primal_lut::TensorFile;
 use pytorch_reader::{DType, PytorchReader};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::config::VocoderConfig;
 use crate::error::VocoderError;
+use crate::generator::OUTER_KERNEL;
 
 /// Largest weight file, and most bytes of tensors, that are read.
 const MAX_BYTES: u64 = 2 << 30;
+
+/// The stream of random weights: every use of the counter generator has its own.
+const WEIGHT_STREAM: u32 = 0x676c_0002;
 
 /// Names of wrappers around a generator's names.
 const PREFIXES: [&str; 4] = ["module.", "generator.", "model.", "state_dict."];
@@ -24,6 +31,63 @@ const PREFIXES: [&str; 4] = ["module.", "generator.", "model.", "state_dict."];
 pub(crate) struct Tensor {
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
+}
+
+/// A layer of a generator.
+pub(crate) struct LayerShape {
+    pub name: String,
+    /// As PyTorch has it: (out, in, kernel), for a transposed convolution (in, out, kernel).
+    pub shape: [usize; 3],
+    /// Length of the bias.
+    pub bias: usize,
+    /// Columns that it makes of one column of its input.
+    pub rate: usize,
+}
+
+/// The layers of a generator, in the order of computation.
+pub(crate) fn layers(config: &VocoderConfig) -> Vec<LayerShape> {
+    let layer = |name: String, shape: [usize; 3], bias: usize, rate: usize| LayerShape {
+        name,
+        shape,
+        bias,
+        rate,
+    };
+    let first = config.upsample_initial_channel;
+    let pre = [first, config.num_mels, OUTER_KERNEL];
+    let mut layers = vec![layer("conv_pre".to_owned(), pre, first, 1)];
+    let stages = config
+        .upsample_rates
+        .iter()
+        .zip(&config.upsample_kernel_sizes);
+    for (stage, (&rate, &kernel)) in stages.enumerate() {
+        let channels = config.channels(stage);
+        let up = [2 * channels, channels, kernel];
+        layers.push(layer(format!("ups.{stage}"), up, channels, rate));
+        let blocks = config
+            .resblock_kernel_sizes
+            .iter()
+            .zip(&config.resblock_dilation_sizes);
+        for (index, (&kernel, dilations)) in blocks.enumerate() {
+            let block = stage * config.resblock_kernel_sizes.len() + index;
+            let parts: &[&str] = match config.resblock.as_str() {
+                "1" => &["convs1", "convs2"],
+                _ => &["convs"],
+            };
+            for unit in 0..dilations.len() {
+                for part in parts {
+                    let name = format!("resblocks.{block}.{part}.{unit}");
+                    layers.push(layer(name, [channels, channels, kernel], channels, 1));
+                }
+            }
+        }
+    }
+    let last = [
+        1,
+        config.channels(config.upsample_rates.len() - 1),
+        OUTER_KERNEL,
+    ];
+    layers.push(layer("conv_post".to_owned(), last, 1, 1));
+    layers
 }
 
 /// The tensors of a checkpoint under HiFi-GAN's own names.
@@ -65,6 +129,33 @@ impl Weights {
         Ok(Weights::from_tensors(&origin, tensors))
     }
 
+    /// Random weights of the shape of `config`, about as large as trained ones: for speed tests.
+    ///
+    /// # Errors
+    /// [`VocoderError::Config`].
+    pub fn random(config: &VocoderConfig, seed: u64) -> Result<Weights, VocoderError> {
+        config.check()?;
+        let key = [seed as u32, (seed >> 32) as u32];
+        let mut tensors = Vec::new();
+        for (index, layer) in layers(config).into_iter().enumerate() {
+            let len: usize = layer.shape.iter().product();
+            let scale = (len as f32 / layer.shape[0] as f32).sqrt().recip();
+            let value = |i: usize| {
+                let word = philox4x32([i as u32, index as u32, 0, WEIGHT_STREAM], key)[0];
+                (word as f32 / 2.0_f32.powi(31) - 1.0) * scale
+            };
+            let values = (0..len).map(value).collect();
+            let bias = Tensor {
+                shape: vec![layer.bias],
+                values: vec![0.0; layer.bias],
+            };
+            tensors.push((format!("{}.bias", layer.name), bias));
+            let shape = layer.shape.to_vec();
+            tensors.push((format!("{}.weight", layer.name), Tensor { shape, values }));
+        }
+        Ok(Weights::from_tensors("random weights", tensors))
+    }
+
     /// Tensors by name: (shape, values in row-major order); `origin` is what errors call them.
     ///
     /// # Errors
@@ -102,6 +193,33 @@ impl Weights {
     /// What errors call the file.
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// Writes a safetensors file under HiFi-GAN's own names, float32.
+    ///
+    /// # Errors
+    /// [`VocoderError::Io`], [`VocoderError::Checkpoint`].
+    pub fn write(&self, path: &Path) -> Result<(), VocoderError> {
+        let fail = |error: &dyn std::fmt::Display| checkpoint(path, error.to_string());
+        let bytes: Vec<(&str, &[usize], Vec<u8>)> = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| {
+                let bytes = tensor.values.iter().flat_map(|value| value.to_le_bytes());
+                (name.as_str(), tensor.shape.as_slice(), bytes.collect())
+            })
+            .collect();
+        let mut views = Vec::new();
+        for (name, shape, bytes) in &bytes {
+            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes);
+            views.push((*name, view.map_err(|error| fail(&error))?));
+        }
+        let file = safetensors::serialize(views, None).map_err(|error| fail(&error))?;
+        fs::write(path, file).map_err(|source| VocoderError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// The names, sorted, as HiFi-GAN has them.

@@ -75,7 +75,7 @@ fn convolutions_equal_the_plain_sum_to_the_bit() {
 
 #[test]
 fn large_ones_are_equal_on_threads_too() {
-    let case = case((64, 32, 3, 2, 1000));
+    let case = case((64, 64, 5, 2, 1000));
     let [one, two] = on_one_and_two_threads(|| {
         let mut output = Signal::new(64);
         case.conv
