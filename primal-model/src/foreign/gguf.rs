@@ -25,7 +25,7 @@ mod write;
 
 pub use blocks::TensorType;
 pub use read::{GgufFile, TensorInfo};
-pub use write::GgufWriter;
+pub use write::{GgufWriter, Started};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 /// The version that is written.
