@@ -128,11 +128,6 @@ fn cuda_is_refused_in_clear_words() {
         1,
         &["hint: use --backend cpu"],
     );
-    refused(
-        place.primal("plan").args(["--backend", "cuda"]),
-        1,
-        &["hint: use --backend cpu"],
-    );
 }
 
 #[test]

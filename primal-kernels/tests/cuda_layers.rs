@@ -151,7 +151,7 @@ fn products_of_matrices() {
         );
         assert_bits("gemm_tn", &what, &dw.to_vec().unwrap(), &want);
         let mut cpu = vec![0.0; rows * k];
-        primal_kernels::matmul_tn_tile(&dy, &x, n, m, k, first..m, &mut cpu);
+        primal_kernels::matmul_tn_tile(&dy, &x, n, m, k, first..m, &mut cpu, false);
         assert_close("gemm_tn, CPU", &what, &want, &cpu, 2e-6);
     }
 }
@@ -449,7 +449,7 @@ fn cross_entropy_in_tiles() {
                 }
             })
             .collect();
-        let mut scratch = CrossEntropyScratch::new(n, vocab, width);
+        let mut scratch = CrossEntropyScratch::new(n, vocab, width, false);
         let (mut losses, mut lse) = (vec![0.0; n], vec![0.0; n]);
         primal_kernels::cross_entropy_forward(
             isa(),

@@ -4,6 +4,8 @@
 #[path = "cuda/mod.rs"]
 mod common;
 
+use std::sync::Arc;
+
 use common::{assert_bits, device, isa, noise, report, up, zeros};
 use primal_kernels::cuda::{self, BallotSizes, Ballots, Buffer, CastStep, DeviceWeights};
 use primal_kernels::{
@@ -142,7 +144,9 @@ fn steps_agree(grid: &Grid, (rows, cols): (usize, usize), many: bool, reference_
         cols,
         many_micro_batches: many,
     };
-    let ballots = Ballots::new(&device, sizes, &table, "ballots").unwrap();
+    let counts = Arc::new(Buffer::<u64>::zeros(&device, 2, "counts").unwrap());
+    let slot = (Arc::clone(&counts), 0);
+    let ballots = Ballots::new(&device, sizes, &table, slot, "ballots").unwrap();
     let elements = rows * cols;
     let mut want = Reference {
         matrix,
@@ -203,7 +207,7 @@ fn steps_agree(grid: &Grid, (rows, cols): (usize, usize), many: bool, reference_
         cuda::count_votes(&ballots, &weights, leak, &rng(1, step)).unwrap();
         let counted = want.count(reference_isa, &table, leak, &rng(1, step));
         assert_eq!(
-            ballots.counted.to_vec().unwrap(),
+            counts.to_vec().unwrap(),
             [counted.0, counted.1],
             "count, {what}"
         );
@@ -263,7 +267,10 @@ fn a_gradient_that_is_not_finite_casts_nothing() {
         cols: 20,
         many_micro_batches: false,
     };
-    let ballots = Ballots::new(&device, sizes, &FlipTable::new(&grid, 127), "ballots").unwrap();
+    let counts = Arc::new(Buffer::<u64>::zeros(&device, 2, "counts").unwrap());
+    let slot = (Arc::clone(&counts), 0);
+    let table = FlipTable::new(&grid, 127);
+    let ballots = Ballots::new(&device, sizes, &table, slot, "ballots").unwrap();
     for poison in [f32::NAN, f32::INFINITY] {
         let mut grad = noise(60, 1);
         grad[27] = poison;
@@ -305,7 +312,10 @@ fn running_statistics_move_as_on_the_cpu() {
         cols,
         many_micro_batches: true,
     };
-    let ballots = Ballots::new(&device, sizes, &FlipTable::new(&grid, 127), "ballots").unwrap();
+    let counts = Arc::new(Buffer::<u64>::zeros(&device, 2, "counts").unwrap());
+    let slot = (Arc::clone(&counts), 0);
+    let table = FlipTable::new(&grid, 127);
+    let ballots = Ballots::new(&device, sizes, &table, slot, "ballots").unwrap();
     let step = CastStep {
         votes_per_unit: 2.0,
         vote_clip: 3.0,
@@ -327,7 +337,7 @@ fn running_statistics_move_as_on_the_cpu() {
     .unwrap();
     cuda::end_votes(&ballots).unwrap();
     cuda::count_votes(&ballots, &weights, 0, &rng(1, 0)).unwrap();
-    let squared = ballots.counted.to_vec().unwrap()[1];
+    let squared = counts.to_vec().unwrap()[1];
     cuda::update_statistics(&ballots, 0.95, 2, 2.0).unwrap();
 
     let mut want = Reference {

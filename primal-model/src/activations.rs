@@ -533,7 +533,7 @@ pub(crate) struct TokenIndex {
 }
 
 impl TokenIndex {
-    fn new(rows: usize, vocab: usize) -> Self {
+    pub(crate) fn new(rows: usize, vocab: usize) -> Self {
         TokenIndex {
             starts: vec![0; vocab + 1],
             order: vec![0; rows],
@@ -556,6 +556,18 @@ impl TokenIndex {
         }
         self.starts.rotate_right(1);
         self.starts[0] = 0;
+    }
+
+    /// (V + 1) where each token's rows start.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn starts(&self) -> &[u32] {
+        &self.starts
+    }
+
+    /// Row numbers grouped by token.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn order(&self) -> &[u32] {
+        &self.order
     }
 
     pub(crate) fn rows_of(&self, token: usize) -> impl Iterator<Item = usize> + '_ {

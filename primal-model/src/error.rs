@@ -231,8 +231,13 @@ pub enum ModelError {
     #[error("chat template: {0}")]
     ChatTemplate(String),
     /// The backend is not part of this build.
-    #[error("backend cuda is not part of this build; hint: use --backend cpu")]
+    #[error(
+        "backend cuda is not part of this build; hint: use --backend cpu, or build with --features cuda"
+    )]
     NoCuda,
+    /// The GPU, its driver or its kernels.
+    #[error("{0}")]
+    Cuda(String),
     /// Steps were skipped without end: training has diverged.
     #[error(
         "the last {in_a_row} steps were all not finite, up to step {step}; \

@@ -138,6 +138,23 @@ fn buffers(model: &Model, windows: &Windows) -> Activations {
     Activations::new(&shape, &PassPlan::for_inference(sequences, Compute::Float))
 }
 
+/// [`evaluate`] by whatever computes the sum of the losses of a pass of up to `rows` tokens.
+pub(crate) fn evaluate_by(
+    tokens: &TokenStream,
+    windows: &Windows,
+    rows: usize,
+    sum_of_losses: &mut dyn FnMut(&Pass<'_>) -> Result<f64, ModelError>,
+) -> Result<EvalLoss, ModelError> {
+    let mut losses = Losses::default();
+    for_each_pass(tokens, windows, rows, &mut |pass| {
+        losses.nats += sum_of_losses(pass)?;
+        let counted = pass.targets.iter().filter(|&&target| target != u32::MAX);
+        losses.count += counted.count() as u64;
+        Ok(())
+    })?;
+    losses.result(tokens)
+}
+
 /// [`evaluate`] with the caller's buffers.
 pub(crate) fn evaluate_with(
     model: &Model,

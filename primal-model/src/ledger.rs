@@ -157,7 +157,7 @@ impl Ledger {
         ledger
     }
 
-    fn empty(model: u64, activations: u64) -> Ledger {
+    pub(crate) fn empty(model: u64, activations: u64) -> Ledger {
         Ledger {
             rows: Vec::new(),
             total: 0,
@@ -166,7 +166,7 @@ impl Ledger {
         }
     }
 
-    fn row(&mut self, what: impl Into<String>, bytes: u64) {
+    pub(crate) fn row(&mut self, what: impl Into<String>, bytes: u64) {
         if bytes > 0 {
             self.rows.push(LedgerRow {
                 what: what.into(),
@@ -205,10 +205,10 @@ impl Ledger {
 }
 
 /// A matrix: its block, its (rows, cols) and its grid, `None` for float.
-type PlannedMatrix = (Option<usize>, (usize, usize), Option<Grid>);
+pub(crate) type PlannedMatrix = (Option<usize>, (usize, usize), Option<Grid>);
 
 /// Every matrix.
-fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix> {
+pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix> {
     let ModelShape {
         vocab,
         context,
@@ -239,7 +239,7 @@ fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix> {
 }
 
 /// Elements of all norms and biases.
-fn vector_weights(shape: &ModelShape) -> u64 {
+pub(crate) fn vector_weights(shape: &ModelShape) -> u64 {
     let c = shape.width;
     let per_norm = if shape.norm_bias() { 2 * c } else { c };
     let [(qkv, _), rest @ ..] = shape.block_matrices();

@@ -31,7 +31,11 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod corpus;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod data;
+mod device_ledger;
+mod engine;
 mod error;
 pub mod eval;
 pub mod export;

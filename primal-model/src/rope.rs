@@ -49,6 +49,12 @@ impl Rope {
         })
     }
 
+    /// Cosines and sines, (T, D / 2) each.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn angles(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Bytes of [`Rope::new`].
     pub(crate) fn bytes(shape: &ModelShape) -> u64 {
         match shape.position {

@@ -10,10 +10,11 @@ use primal_optim::StepContext;
 
 use crate::activations::{Activations, PassPlan};
 use crate::checkpoint::{self, Checkpoint, Position};
-use crate::config::{Backend, Config};
+use crate::config::{Compute, Config};
 use crate::data::{Dataset, Sampler, eval_windows};
+use crate::engine::{self, Engine};
 use crate::error::ModelError;
-use crate::eval::{EvalLoss, Windows, evaluate_with};
+use crate::eval::{EvalLoss, Windows, evaluate_by, evaluate_with};
 use crate::grid_use::GridUse;
 use crate::ledger::Ledger;
 use crate::metrics::{DoneRow, EvalRow, MetricsLog, StepRow};
@@ -35,6 +36,9 @@ pub struct Trainer {
     eval_windows: Windows,
     model: Model,
     acts: Activations,
+    /// What trains instead of the processor; `model` is then the copy of its state that was
+    /// last asked for.
+    engine: Option<Box<dyn Engine>>,
     ledger: Ledger,
     position: Position,
     /// (sequences of a pass, context) each.
@@ -139,9 +143,6 @@ impl Trainer {
         base: Option<&Checkpoint>,
     ) -> Result<Self, ModelError> {
         config.validate()?;
-        if config.train.backend == Backend::Cuda {
-            return Err(ModelError::NoCuda);
-        }
         let isa = Isa::from_env()?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.train.threads)
@@ -181,8 +182,17 @@ impl Trainer {
         }
         let train = &config.train;
         let sequences = train.batch / train.micro_batches * train.micro_batches_per_pass;
-        let acts = Activations::new(&shape, &PassPlan::for_training(&config));
-        ledger.check_allocated(model.allocated_bytes(), acts.allocated_bytes())?;
+        let (acts, engine, ledger) = match engine::open(&config, &mut model)? {
+            Some((engine, ledger)) => {
+                let none = PassPlan::for_inference(0, Compute::Float);
+                (Activations::new(&shape, &none), Some(engine), ledger)
+            }
+            None => {
+                let acts = Activations::new(&shape, &PassPlan::for_training(&config));
+                ledger.check_allocated(model.allocated_bytes(), acts.allocated_bytes())?;
+                (acts, None, ledger)
+            }
+        };
         Ok(Trainer {
             tokens: vec![0; sequences * shape.context],
             targets: vec![0; sequences * shape.context],
@@ -202,6 +212,7 @@ impl Trainer {
             eval_windows: Windows::apart(&eval_starts, context),
             model,
             acts,
+            engine,
             ledger,
         })
     }
@@ -239,7 +250,7 @@ impl Trainer {
         while self.position.step < train.steps && !stop {
             let step_started = Instant::now();
             let rate = self.config.optim.rate(self.position.step, train.steps);
-            let outcome = self.step(rate);
+            let outcome = self.step(rate)?;
             let step_tokens = (train.batch * self.config.model.context) as u64;
             self.position.step += 1;
             self.position.tokens += step_tokens;
@@ -336,7 +347,7 @@ impl Trainer {
         pool.install(|| {
             let mut made = 0;
             for _ in 0..steps {
-                made += u32::from(matches!(self.step(1.0), Outcome::Made { .. }));
+                made += u32::from(matches!(self.step(1.0), Ok(Outcome::Made { .. })));
                 self.position.step += 1;
             }
             made
@@ -344,7 +355,7 @@ impl Trainer {
     }
 
     /// One optimizer step: every micro-batch forward and backward, then the count.
-    fn step(&mut self, rate: f32) -> Outcome {
+    fn step(&mut self, rate: f32) -> Result<Outcome, ModelError> {
         let train = &self.config.train;
         let context = self.config.model.context;
         let ctx = StepContext {
@@ -362,7 +373,10 @@ impl Trainer {
         };
         let per_pass = train.micro_batches_per_pass;
         let sequences = train.batch / train.micro_batches * per_pass;
-        self.model.begin_step(&ctx);
+        match &mut self.engine {
+            Some(engine) => engine.begin_step(&ctx)?,
+            None => self.model.begin_step(&ctx),
+        }
         let mut finite = true;
         for (pass, losses) in self.losses.chunks_mut(per_pass).enumerate() {
             for i in 0..sequences {
@@ -382,21 +396,27 @@ impl Trainer {
                 tokens: &self.tokens,
                 targets: &self.targets,
             };
-            finite = self
-                .model
-                .forward_backward(&ctx, &pass, &mut self.acts, losses);
+            finite = match &mut self.engine {
+                Some(engine) => engine.forward_backward(&ctx, &pass, losses)?,
+                None => self
+                    .model
+                    .forward_backward(&ctx, &pass, &mut self.acts, losses),
+            };
             if !finite {
                 break;
             }
         }
-        let norm = if finite {
-            self.model.grad_norm(&ctx)
-        } else {
-            f64::NAN
+        let norm = match &mut self.engine {
+            _ if !finite => f64::NAN,
+            Some(engine) => engine.grad_norm(&ctx)?,
+            None => self.model.grad_norm(&ctx),
         };
         if !norm.is_finite() {
-            self.model.discard();
-            return Outcome::Skipped;
+            match &mut self.engine {
+                Some(engine) => engine.discard()?,
+                None => self.model.discard(),
+            }
+            return Ok(Outcome::Skipped);
         }
         let clip = f64::from(self.config.optim.grad_clip);
         let factor = if clip > 0.0 && norm > clip {
@@ -404,13 +424,15 @@ impl Trainer {
         } else {
             1.0
         };
-        let flips = self
-            .model
-            .step(&ctx, (factor / f64::from(ctx.micro_batches)) as f32);
-        Outcome::Made {
+        let grad_factor = (factor / f64::from(ctx.micro_batches)) as f32;
+        let flips = match &mut self.engine {
+            Some(engine) => engine.step(&ctx, grad_factor)?,
+            None => self.model.step(&ctx, grad_factor),
+        };
+        Ok(Outcome::Made {
             loss: self.losses.iter().sum::<f64>() / self.losses.len() as f64,
             flip_rate: flips.flips as f64 / flips.weights.max(1) as f64,
-        }
+        })
     }
 
     fn evaluate(
@@ -418,13 +440,14 @@ impl Trainer {
         log: &mut MetricsLog,
         on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
     ) -> Result<EvalLoss, ModelError> {
-        let loss = evaluate_with(
-            &self.model,
-            self.isa,
-            &self.data.val,
-            &self.eval_windows,
-            &mut self.acts,
-        )?;
+        let (data, windows) = (&self.data.val, &self.eval_windows);
+        let loss = match &mut self.engine {
+            Some(engine) => evaluate_by(data, windows, engine.rows(), &mut |pass| {
+                engine.sum_of_losses(pass)
+            })?,
+            None => evaluate_with(&self.model, self.isa, data, windows, &mut self.acts)?,
+        };
+        self.bring_back()?;
         let row = EvalRow {
             step: self.position.step,
             val_loss: loss.loss,
@@ -441,10 +464,19 @@ impl Trainer {
         Ok(loss)
     }
 
+    /// Brings the model up to date with what trains it.
+    fn bring_back(&mut self) -> Result<(), ModelError> {
+        match &mut self.engine {
+            Some(engine) => engine.download(&mut self.model),
+            None => Ok(()),
+        }
+    }
+
     fn save(
-        &self,
+        &mut self,
         on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
     ) -> Result<PathBuf, ModelError> {
+        self.bring_back()?;
         let run = &self.config.train.run;
         let path = Checkpoint::save(
             run,

@@ -22,14 +22,15 @@ use primal_kernels::{
 };
 use primal_lut::{Grid, QuantMatrix, TensorFile};
 
+use crate::parts::ConsensusStep;
 use crate::tiles::{SplitRows, TILE_ROWS, cut, for_each_tile};
 use crate::weight::GradientRow;
 use crate::{OptimError, StateVisitor, StepContext};
 
 /// Random stream of the cast.
-const CAST_STREAM: u8 = 0;
+pub const CAST_STREAM: u8 = 0;
 /// Random stream of the leak.
-const LEAK_STREAM: u8 = 1;
+pub const LEAK_STREAM: u8 = 1;
 /// Votes that a ballot can hold either way.
 const MAX_VOTES: i16 = 127;
 /// Least column statistic relative to the mean, against division by zero.
@@ -70,6 +71,9 @@ pub(crate) struct Consensus {
     blend: [f32; 2],
 }
 
+/// Ballot, row means, column means, moments.
+type StateSlices<'a> = (&'a mut [i8], &'a mut [f32], &'a mut [f32], &'a mut [f32; 3]);
+
 impl Consensus {
     pub(crate) fn new(grid: &Grid, rows: usize, cols: usize, many_micro_batches: bool) -> Self {
         let n_tiles = rows.div_ceil(TILE_ROWS);
@@ -102,10 +106,8 @@ impl Consensus {
     }
 
     pub(crate) fn begin_step(&mut self, ctx: &StepContext<'_>) {
-        let decay = ctx.config.stat_decay;
         let [a, b, updates] = self.moments;
-        let bias = 1.0 - decay.powi(updates as i32 + 1);
-        self.blend = [decay / bias, (1.0 - decay) / bias];
+        self.blend = ConsensusStep::new(ctx, self.quantum, updates).blend;
 
         let mean = self.col_mean.iter().sum::<f32>() / self.cols as f32;
         for (factor, &c) in self.col_factor.iter_mut().zip(&self.col_mean) {
@@ -141,7 +143,7 @@ impl Consensus {
 
     /// Votes that one unit of normalised gradient casts in a micro-batch: η·ρ/(q·M).
     fn votes_per_unit(&self, ctx: &StepContext<'_>) -> f32 {
-        ctx.config.eta * ctx.rate / (self.quantum * f32::from(ctx.micro_batches))
+        ConsensusStep::new(ctx, self.quantum, 0.0).votes_per_unit
     }
 
     /// The factors of a micro-batch, copied so that the rows can be borrowed mutably beside it.
@@ -204,9 +206,7 @@ impl Consensus {
         tensor: u16,
         matrix: &mut QuantMatrix,
     ) -> u64 {
-        let leak =
-            (f64::from(ctx.rate) / f64::from(ctx.config.tau) * f64::from(1u32 << 24)).round();
-        let leak = leak.clamp(0.0, f64::from(1u32 << 24)) as u32;
+        let leak = ConsensusStep::new(ctx, self.quantum, 0.0).leak_q24;
         let rng = VoteRng {
             seed: ctx.seed,
             stream: LEAK_STREAM,
@@ -255,6 +255,18 @@ impl Consensus {
             *b = decay * *b + (1.0 - decay) * (self.expected_sq / (unit * unit)) as f32;
         }
         *updates += 1.0;
+    }
+
+    /// The state, for [`crate::ConsensusParts`]: ballot, row and column means, moments; then the
+    /// flip table and the value of a vote.
+    pub(crate) fn parts(&mut self) -> (StateSlices<'_>, &FlipTable, f32) {
+        let slices = (
+            &mut self.ballot[..],
+            &mut self.row_mean[..],
+            &mut self.col_mean[..],
+            &mut self.moments,
+        );
+        (slices, &self.table, self.quantum)
     }
 
     /// (ballots, wide votes, statistics) as allocated.

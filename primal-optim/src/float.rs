@@ -1,9 +1,10 @@
 //! Float parameters and their AdamW state.
 
-use primal_kernels::{AdamStep, Isa, adamw, scale, sum_squares};
+use primal_kernels::{Isa, adamw, scale, sum_squares};
 use primal_lut::TensorFile;
 use rayon::prelude::*;
 
+use crate::parts::adam_step;
 use crate::{Footprint, OptimConfig, OptimError, StatePart, StateVisitor};
 
 /// Elements that one task updates; fixed, so results do not depend on the thread count.
@@ -53,17 +54,7 @@ impl AdamState {
         rate: f32,
         decay: f32,
     ) {
-        let config = ctx.config;
-        let power = ctx.step as i32 + 1;
-        let step = AdamStep {
-            rate,
-            beta1: config.beta1,
-            beta2: config.beta2,
-            eps: 1e-8,
-            decay,
-            bias1: 1.0 - config.beta1.powi(power),
-            bias2: 1.0 - config.beta2.powi(power),
-        };
+        let step = adam_step(ctx, rate, decay);
         values
             .par_chunks_mut(CHUNK)
             .zip(self.grad.par_chunks_mut(CHUNK))
@@ -74,6 +65,11 @@ impl AdamState {
                 adamw(ctx.isa, value, grad, m, v, &step);
                 grad.fill(0.0);
             });
+    }
+
+    /// The two moments.
+    pub(crate) fn moments_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+        (&mut self.m, &mut self.v)
     }
 
     pub(crate) fn visit<'a>(&'a self, name: &str, shape: &[usize], to: &mut dyn StateVisitor<'a>) {
@@ -163,6 +159,16 @@ impl FloatVector {
             &self.values,
             self.adam.as_mut().map_or(&mut [], |adam| &mut adam.grad),
         )
+    }
+
+    /// Values and moments, for another device to take and give back; no moments where there is no
+    /// training.
+    pub fn parts_mut(&mut self) -> (&mut [f32], &mut [f32], &mut [f32]) {
+        let (m, v) = match &mut self.adam {
+            Some(adam) => adam.moments_mut(),
+            None => (&mut [][..], &mut [][..]),
+        };
+        (&mut self.values, m, v)
     }
 
     /// Sum of the squared gradient; not finite when a gradient is not.

@@ -43,14 +43,17 @@ mod classic;
 mod consensus;
 mod error;
 mod float;
+mod parts;
 mod rule;
 mod state;
 mod tiles;
 mod weight;
 
 pub use bytes::WeightBytes;
+pub use consensus::{CAST_STREAM, LEAK_STREAM};
 pub use error::OptimError;
 pub use float::{FloatVector, StepContext};
+pub use parts::{ConsensusParts, ConsensusStep, adam_step};
 pub use rule::{OptimConfig, Rule};
 pub use state::{Footprint, StatePart, StateVisitor};
 pub use tiles::TILE_ROWS;

@@ -16,7 +16,9 @@ pub(crate) use rows::GradientRow;
 pub use rows::tile_bytes_per_thread;
 use rows::{GradRows, RowCount, ScaleRows, with_tile};
 
-use crate::{Footprint, OptimError, Rule, StatePart, StateVisitor, StepContext, WeightBytes};
+use crate::{
+    ConsensusParts, Footprint, OptimError, Rule, StatePart, StateVisitor, StepContext, WeightBytes,
+};
 
 /// What a step did to a matrix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,6 +224,33 @@ impl Weight {
             Learner::Consensus { rule, .. } => Some(&rule.ballot),
             _ => None,
         }
+    }
+
+    /// The matrix's number in the run, which selects its random numbers.
+    pub fn tensor(&self) -> u16 {
+        self.tensor
+    }
+
+    /// The state under rule `consensus`, for another device to take and give back.
+    pub fn consensus_parts(&mut self) -> Option<ConsensusParts<'_>> {
+        let (Values::Grid(matrix), Learner::Consensus { scales, rule }) =
+            (&mut self.values, &mut self.learner)
+        else {
+            return None;
+        };
+        let ((ballot, row_mean, col_mean, moments), table, quantum) = rule.parts();
+        let (scale_m, scale_v) = scales.moments_mut();
+        Some(ConsensusParts {
+            matrix,
+            ballot,
+            row_mean,
+            col_mean,
+            moments,
+            scale_m,
+            scale_v,
+            table,
+            quantum,
+        })
     }
 
     /// Prepares the step's factors; call once before the step's first micro-batch.

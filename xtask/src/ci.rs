@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::tools::{cargo, run as execute};
-use crate::{dependencies, tidy};
+use crate::{dependencies, gpu, tidy};
 
 /// One gate: what it is called and what it runs.
 struct Gate {
@@ -13,7 +13,7 @@ struct Gate {
     check: fn() -> Result<()>,
 }
 
-const GATES: [Gate; 7] = [
+const GATES: [Gate; 10] = [
     Gate {
         name: "formatting",
         check: formatting,
@@ -41,6 +41,18 @@ const GATES: [Gate; 7] = [
     Gate {
         name: "doctests",
         check: doctests,
+    },
+    Gate {
+        name: "clippy with cuda",
+        check: clippy_cuda,
+    },
+    Gate {
+        name: "CUDA on the stand-in",
+        check: gpu::stand_in,
+    },
+    Gate {
+        name: "CUDA compile matrix",
+        check: gpu::matrix,
     },
 ];
 
@@ -80,6 +92,22 @@ fn clippy() -> Result<()> {
     let arguments = [
         "clippy",
         "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    execute(cargo().args(arguments))
+}
+
+fn clippy_cuda() -> Result<()> {
+    let arguments = [
+        "clippy",
+        "--package=primal-cli",
+        "--package=primal-model",
+        "--package=primal-kernels",
+        "--features=primal-cli/cuda,primal-model/cuda,primal-kernels/cuda",
         "--all-targets",
         "--locked",
         "--",

@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod demo;
 mod dependencies;
+mod gpu;
 mod plots;
 mod tidy;
 mod tools;
@@ -49,11 +50,24 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 1)]
         seed: u64,
     },
+    /// Makes the PTX of the CUDA kernels that is part of the program anew.
+    Ptx,
+    /// Prints registers, spills, occupancy and shared memory of the CUDA kernels.
+    KernelTable,
+    /// On a machine with a GPU: compares every kernel with the processor's, trains, reports.
+    GpuCheck {
+        /// Where the report goes.
+        #[arg(long, value_name = "FILE", default_value = "gpu-check.md")]
+        report: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let result = tools::enter_repository().and_then(|()| match Args::parse().command {
         Command::Ci => ci::run(),
+        Command::Ptx => gpu::regenerate(),
+        Command::KernelTable => gpu::table(),
+        Command::GpuCheck { report } => gpu::check(&report),
         Command::Bench { quick, json } => bench::run(quick, json.as_deref()),
         Command::Demo { run } => demo::run(&run),
         Command::Faults { injections, seed } => faults(injections, seed),

@@ -29,8 +29,84 @@ struct Report {
     tiers: Vec<&'static str>,
     /// The one that is used.
     isa: &'static str,
-    cuda: &'static str,
+    cuda: Cuda,
     self_test: Vec<TierTest>,
+}
+
+/// What there is of CUDA, and what is missing.
+#[derive(Default, Serialize)]
+struct Cuda {
+    built_in: bool,
+    /// CUDA version of the driver.
+    driver: Option<String>,
+    devices: Vec<Gpu>,
+    /// Version and file of the run-time compiler.
+    nvrtc: Option<String>,
+    /// Where compiled kernels are kept.
+    cache: Option<String>,
+    /// Each with the command that gets it.
+    missing: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Gpu {
+    name: String,
+    /// Such as "sm_61".
+    architecture: String,
+    memory_bytes: u64,
+}
+
+impl Cuda {
+    #[cfg(feature = "cuda")]
+    fn look() -> Cuda {
+        let found = primal_kernels::cuda::report();
+        let gpu = |(name, capability, memory_bytes)| Gpu {
+            name,
+            architecture: format!("sm_{capability}"),
+            memory_bytes,
+        };
+        Cuda {
+            built_in: true,
+            driver: found.driver,
+            devices: found.devices.into_iter().map(gpu).collect(),
+            nvrtc: found
+                .nvrtc
+                .map(|(version, path)| format!("{version}, {path}")),
+            cache: found.cache,
+            missing: found.missing,
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn look() -> Cuda {
+        Cuda {
+            missing: vec![
+                "CUDA is not part of this build; hint: build with --features cuda".into(),
+            ],
+            ..Cuda::default()
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        lines.extend(
+            self.driver
+                .iter()
+                .map(|version| format!("driver of CUDA {version}")),
+        );
+        lines.extend(self.devices.iter().map(|gpu| {
+            let memory = output::bytes(gpu.memory_bytes);
+            format!("{}, {}, {memory}", gpu.name, gpu.architecture)
+        }));
+        lines.extend(self.nvrtc.iter().map(|nvrtc| format!("NVRTC {nvrtc}")));
+        lines.extend(
+            self.cache
+                .iter()
+                .map(|folder| format!("compiled kernels in {folder}")),
+        );
+        lines.extend(self.missing.iter().cloned());
+        lines
+    }
 }
 
 /// Whether a tier computes bit for bit what the scalar specification does.
@@ -60,7 +136,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
         memory_bytes: proc_field("/proc/meminfo", "MemTotal").and_then(|text| kib_to_bytes(&text)),
         tiers: Isa::available().into_iter().map(Isa::name).collect(),
         isa: Isa::from_env()?.name(),
-        cuda: "not built in yet",
+        cuda: Cuda::look(),
         self_test: self_test()?,
     };
     if args.json {
@@ -90,7 +166,9 @@ fn print(report: &Report) -> Result<()> {
     output::line(format_args!("memory     {memory}"))?;
     let tiers = report.tiers.join(", ");
     output::line(format_args!("tiers      {tiers}; using {}", report.isa))?;
-    output::line(format_args!("cuda       {}", report.cuda))?;
+    for line in report.cuda.lines() {
+        output::line(format_args!("cuda       {line}"))?;
+    }
     for test in &report.self_test {
         let word = |passed| if passed { "ok" } else { "WRONG" };
         output::line(format_args!(

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use primal_model::ModelShape;
 use primal_model::config::{Backend, Config};
 use primal_model::data::Documents;
@@ -42,17 +42,21 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     }
     apply_overrides(&mut config, &args.set)?;
     config.validate()?;
-    if config.train.backend == Backend::Cuda {
-        bail!("this build has no CUDA backend; hint: use --backend cpu");
-    }
     let shape = ModelShape::new(&config, vocabulary(&config)?)?;
     let threads = match config.train.threads {
         0 => available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let plan = Plan {
-        training: Ledger::within_budget(&mut config, &shape, threads, None)?,
-        inference: Ledger::for_inference(&config, &shape, threads),
+    let plan = match config.train.backend {
+        // A GPU's memory is known without a GPU.
+        Backend::Cuda => Plan {
+            training: Ledger::for_gpu_training(&config, &shape),
+            inference: Ledger::for_gpu_inference(&config, &shape),
+        },
+        Backend::Cpu | Backend::Auto => Plan {
+            training: Ledger::within_budget(&mut config, &shape, threads, None)?,
+            inference: Ledger::for_inference(&config, &shape, threads),
+        },
     };
     if args.json {
         output::json(&plan)?;

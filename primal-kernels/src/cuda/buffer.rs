@@ -33,7 +33,10 @@ impl<T: Pod> Buffer<T> {
         device.bind()?;
         // SAFETY: a context is bound.
         match unsafe { result::malloc_sync(buffer.bytes()) } {
-            Ok(address) => buffer.address = address,
+            Ok(address) => {
+                buffer.address = address;
+                device.account(buffer.bytes() as i64);
+            }
             Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 let (free, total) = device.memory()?;
                 return Err(CudaError::OutOfMemory {
@@ -236,6 +239,7 @@ impl<T> Drop for Buffer<T> {
         if self.address != 0 && self.device.bind().is_ok() {
             // SAFETY: nobody has the address any more. A context that crashed frees nothing.
             let _ = unsafe { result::free_sync(self.address) };
+            self.device.account(-((self.len * size_of::<T>()) as i64));
         }
     }
 }

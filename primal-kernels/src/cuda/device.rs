@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, result, sys};
@@ -37,6 +38,8 @@ struct Inner {
     image: (String, String),
     /// Why the kernels were not compiled for this very card.
     notice: Option<String>,
+    /// Bytes of all buffers.
+    allocated: AtomicU64,
 }
 
 // SAFETY: handles of the driver may be used from any thread once the context is bound to it,
@@ -94,6 +97,7 @@ impl Device {
                             capability,
                             image: (image.architecture, image.origin),
                             notice: Some(notice).filter(|it| !it.is_empty()),
+                            allocated: AtomicU64::new(0),
                         }),
                     });
                 }
@@ -127,6 +131,17 @@ impl Device {
     /// Why the kernels are not compiled for this very card, if they are not.
     pub fn notice(&self) -> Option<&str> {
         self.inner.notice.as_deref()
+    }
+
+    /// Bytes of all buffers on this device.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.inner.allocated.load(Ordering::Relaxed)
+    }
+
+    /// Accounts for a buffer that comes (or, negative, goes).
+    pub(crate) fn account(&self, bytes: i64) {
+        let allocated = &self.inner.allocated;
+        allocated.fetch_add(bytes.cast_unsigned(), Ordering::Relaxed);
     }
 
     /// (free, total) bytes of the GPU's memory, other programs' included.

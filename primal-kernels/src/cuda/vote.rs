@@ -1,5 +1,7 @@
 //! Votes on the device: the state of the rule `consensus` for one matrix, and its kernels.
 
+use std::sync::Arc;
+
 use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for_rows, launch};
 use super::error::CudaError;
@@ -27,8 +29,8 @@ pub struct Ballots {
     row_var: Buffer<f32>,
     col_factor: Buffer<f32>,
     cast_sums: Buffer<f64>,
-    /// (2): flips of the last count, sum of squared votes.
-    pub counted: Buffer<u64>,
+    /// What holds the (2) flips of the last count and sum of squared votes, and where.
+    counted: (Arc<Buffer<u64>>, usize),
     /// (2, 32): thresholds down, then up.
     thresholds: Buffer<i32>,
     sizes: BallotSizes,
@@ -56,7 +58,7 @@ impl BallotSizes {
         } else {
             0
         };
-        (rows * cols, votes, 4 * floats + 4 * 8)
+        (rows * cols, votes, 4 * floats + 2 * 8)
     }
 }
 
@@ -98,11 +100,13 @@ fn raw_rng(rng: &VoteRng) -> RawRng {
 }
 
 impl Ballots {
-    /// Empty ballots of a matrix on `grid`'s flip table.
+    /// Empty ballots of a matrix with the flip table of its grid. Two elements of `counted` from
+    /// the given one on are this matrix's, so that one copy reads those of all.
     pub fn new(
         device: &Device,
         sizes: BallotSizes,
         table: &FlipTable,
+        counted: (Arc<Buffer<u64>>, usize),
         what: &str,
     ) -> Result<Self, CudaError> {
         let BallotSizes {
@@ -133,7 +137,7 @@ impl Ballots {
             row_var: floats(rows)?,
             col_factor: floats(cols)?,
             cast_sums: Buffer::zeros(device, 2, what)?,
-            counted: Buffer::zeros(device, 2, what)?,
+            counted,
             thresholds: Buffer::from_slice(device, &thresholds, what)?,
             sizes,
         })
@@ -163,7 +167,11 @@ impl Ballots {
             col_factor: self.col_factor.view(..).address,
             moments: self.moments.view(..).address,
             cast_sums: self.cast_sums.view(..).address,
-            counted: self.counted.view(..).address,
+            counted: self
+                .counted
+                .0
+                .view(self.counted.1..self.counted.1 + 2)
+                .address,
         }
     }
 
@@ -271,7 +279,7 @@ pub fn end_votes(ballots: &Ballots) -> Result<(), CudaError> {
     )
 }
 
-/// Counts the votes of a step and flips; `ballots.counted` receives flips and squared votes.
+/// Counts the votes of a step and flips; `counted` of the ballots receives flips and squared votes.
 ///
 /// # Panics
 /// If the matrix is another's.

@@ -1,0 +1,93 @@
+//! The program on a stand-in GPU, and on machines where something is missing.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
+
+use std::process::Command;
+
+use common::{Workplace, finish, json, refused};
+
+/// Gives `command` the stand-in driver, with `settings` of it.
+fn with_gpu<'c>(
+    place: &Workplace,
+    command: &'c mut Command,
+    settings: &[(&str, &str)],
+) -> &'c mut Command {
+    let folder = cuda_standin::library_folder(&place.path("")).unwrap();
+    command.env("LD_LIBRARY_PATH", folder);
+    command.env("PRIMAL_KERNELS", "checked-in");
+    command.env("PRIMAL_KERNEL_CACHE", "off");
+    command.envs(settings.iter().copied())
+}
+
+/// `primal train --backend cuda` with one micro-batch of two sequences.
+fn train(place: &Workplace, run: &str, steps: u32) -> Command {
+    let mut command = place.train(run, steps);
+    command.args(["--backend", "cuda", "--batch", "2", "--micro-batches", "1"]);
+    command.args(["--set", "train.compute=float"]);
+    command
+}
+
+#[test]
+fn trains_and_evaluates_on_the_device() {
+    let place = Workplace::new();
+    let mut command = train(&place, "run", 3);
+    let done = finish(with_gpu(&place, &mut command, &[]));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let rows = common::metrics(&place.path("run"));
+    assert_eq!(rows.last().unwrap()["event"], "done");
+    assert!(rows.last().unwrap()["val_loss"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn doctor_says_what_there_is_and_what_is_missing() {
+    let place = Workplace::new();
+    let mut command = place.primal("doctor");
+    let report = json(with_gpu(
+        &place,
+        command.arg("--json"),
+        &[("CUDA_STANDIN_SM", "86")],
+    ));
+    assert_eq!(report["cuda"]["devices"][0]["architecture"], "sm_86");
+    assert_eq!(report["cuda"]["driver"], "11.8");
+
+    let mut command = place.primal("doctor");
+    let report = json(with_gpu(
+        &place,
+        command.arg("--json"),
+        &[("CUDA_STANDIN_DEVICES", "0")],
+    ));
+    let missing = report["cuda"]["missing"].to_string();
+    assert!(
+        missing.contains("finds no GPU") && missing.contains("nvidia-smi"),
+        "{missing}"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_gpu_is_said_with_what_to_do() {
+    let place = Workplace::new();
+    for (settings, words) in [
+        (
+            ("CUDA_STANDIN_DEVICES", "0"),
+            &["finds no GPU", "hint:"][..],
+        ),
+        (
+            ("CUDA_STANDIN_DRIVER", "11040"),
+            &["loads none of the kernels", "11.8"],
+        ),
+        (("CUDA_STANDIN_SM", "52"), &["sm_52", "sm_61"]),
+        (
+            ("CUDA_STANDIN_MEMORY", "65536"),
+            &["out of GPU memory", "--micro-batches"],
+        ),
+        (
+            ("CUDA_STANDIN_FAIL_LAUNCH", "40"),
+            &["CUDA_ERROR_ILLEGAL_ADDRESS"],
+        ),
+    ] {
+        let mut command = train(&place, "run", 3);
+        refused(with_gpu(&place, &mut command, &[settings]), 1, words);
+        let _ = std::fs::remove_dir_all(place.path("run"));
+    }
+}

@@ -1,0 +1,240 @@
+//! A whole model on a GPU: no weight, ballot or activation crosses the bus in a step. Up go tokens
+//! and their index, down come a loss a micro-batch, sums of squared gradients and counts of flips.
+//!
+//! The order of every operation is that of the processor's model, so that votes and flips are the
+//! same ones.
+
+mod pass;
+mod state;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use primal_kernels::VoteRng;
+use primal_kernels::cuda::{self, Buffer, CudaError, Device, ImageChoice, OpenOptions};
+use primal_optim::{ConsensusStep, FlipStats, LEAK_STREAM, Rule, StepContext, adam_step};
+
+use crate::config::{Compute, Config};
+use crate::engine::{Engine, Opened};
+use crate::error::ModelError;
+use crate::ledger::Ledger;
+use crate::model::{Model, Pass};
+use crate::shape::ModelShape;
+
+use pass::{PassBuffers, Piece};
+use state::{FloatArena, Layout, Matrix};
+
+impl From<CudaError> for ModelError {
+    fn from(error: CudaError) -> Self {
+        ModelError::Cuda(error.to_string())
+    }
+}
+
+/// A model and its training state on a GPU.
+pub(crate) struct CudaModel {
+    device: Device,
+    shape: ModelShape,
+    layout: Layout,
+    matrices: Vec<Matrix>,
+    arena: FloatArena,
+    /// (matrices, 2) flips and squared votes.
+    counted: Arc<Buffer<u64>>,
+    /// Set by a gradient that is not finite.
+    bad: Buffer<u32>,
+    buffers: PassBuffers,
+    /// Updates of the running statistics so far.
+    updates: f32,
+}
+
+impl CudaModel {
+    /// Copies `model` to the GPU of a run of `config`; returns its ledger too.
+    pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Opened, ModelError> {
+        if config.optim.rule != Rule::Consensus || !config.model.float_parts.is_empty() {
+            return Err(ModelError::Cuda(
+                "a GPU trains rule consensus with every matrix on the grid; hint: --backend cpu"
+                    .into(),
+            ));
+        }
+        if config.train.compute != Compute::Float {
+            return Err(ModelError::Cuda(
+                "a GPU computes in float32; hint: --set train.compute=float".into(),
+            ));
+        }
+        let shape = *model.shape();
+        let ledger = Ledger::for_gpu_training(config, &shape);
+        let image = match std::env::var_os("PRIMAL_KERNELS") {
+            Some(choice) if choice == "checked-in" => ImageChoice::CheckedIn,
+            _ => ImageChoice::Auto,
+        };
+        let device = Device::open(OpenOptions { ordinal: 0, image })?;
+        if let Some(notice) = device.notice() {
+            tracing::warn!(
+                device = device.name(),
+                notice,
+                "kernels are not compiled for this GPU"
+            );
+        }
+        let (free, total) = device.memory()?;
+        if ledger.total() > free && !config.train.ignore_memory_limit {
+            return Err(CudaError::OutOfMemory {
+                what: "the run, by its ledger,".into(),
+                bytes: ledger.total(),
+                free,
+                total,
+            }
+            .into());
+        }
+        let layout = Layout::of(model);
+        let counted = Buffer::zeros(&device, 2 * layout.matrices(), "counts of flips")?;
+        let counted = Arc::new(counted);
+        let arena = FloatArena::upload(&device, &layout, model)?;
+        let many = config.train.micro_batches > 1;
+        let matrices = state::upload_matrices(&device, &layout, &arena, model, many, &counted)?;
+        if matrices.len() != layout.matrices() {
+            return Err(ModelError::Cuda(
+                "a GPU trains every matrix of a model; hint: --backend cpu".into(),
+            ));
+        }
+        let updates = matrices.first().map_or(0.0, |matrix| matrix.updates);
+        let opened = CudaModel {
+            bad: Buffer::zeros(&device, 1, "flag")?,
+            buffers: PassBuffers::new(&device, config, model)?,
+            device,
+            shape,
+            layout,
+            matrices,
+            arena,
+            counted,
+            updates,
+        };
+        let (allocated, planned) = (opened.device.allocated_bytes(), ledger.total());
+        if allocated != planned {
+            return Err(ModelError::Ledger {
+                what: "GPU memory",
+                allocated,
+                planned,
+            });
+        }
+        Ok((Box::new(opened), ledger))
+    }
+
+    fn pieces(&self, pass: &Pass<'_>) -> Vec<Piece> {
+        let count = pass.micro_batches.max(1);
+        let rows = pass.tokens.len() / count;
+        (0..count)
+            .map(|i| {
+                let rows = i * rows..(i + 1) * rows;
+                let targets = &pass.targets[rows.clone()];
+                Piece {
+                    micro_batch: pass.first_micro_batch + i as u16,
+                    counted: targets.iter().filter(|&&target| target != u32::MAX).count(),
+                    rows,
+                }
+            })
+            .collect()
+    }
+
+    fn rng(&self, ctx: &StepContext<'_>, stream: u8, tensor: u16, micro_batch: u16) -> VoteRng {
+        VoteRng {
+            seed: ctx.seed,
+            stream,
+            step: ctx.step,
+            tensor,
+            micro_batch,
+        }
+    }
+}
+
+impl Engine for CudaModel {
+    fn begin_step(&mut self, ctx: &StepContext<'_>) -> Result<(), ModelError> {
+        for matrix in &self.matrices {
+            cuda::begin_votes(&matrix.ballots, ctx.micro_batches)?;
+        }
+        self.bad.clear()?;
+        Ok(())
+    }
+
+    fn forward_backward(
+        &mut self,
+        ctx: &StepContext<'_>,
+        pass: &Pass<'_>,
+        losses: &mut [f64],
+    ) -> Result<bool, ModelError> {
+        let pieces = self.pieces(pass);
+        self.forward(pass)?;
+        self.losses_of(&pieces, losses)?;
+        for (loss, piece) in losses.iter_mut().zip(&pieces) {
+            *loss /= piece.counted.max(1) as f64;
+        }
+        if !losses.iter().all(|loss| loss.is_finite()) {
+            return Ok(false);
+        }
+        self.backward(ctx, pass, &pieces)?;
+        Ok(true)
+    }
+
+    fn grad_norm(&mut self, ctx: &StepContext<'_>) -> Result<f64, ModelError> {
+        if self.bad.to_vec()?[0] != 0 {
+            return Ok(f64::NAN);
+        }
+        let sum = self.arena.sum_squares()?;
+        Ok(sum.sqrt() / f64::from(ctx.micro_batches))
+    }
+
+    fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) -> Result<FlipStats, ModelError> {
+        let mut stats = FlipStats::default();
+        for matrix in &self.matrices {
+            let numbers = ConsensusStep::new(ctx, matrix.quantum, self.updates);
+            let rng = self.rng(ctx, LEAK_STREAM, matrix.tensor, 0);
+            cuda::count_votes(&matrix.ballots, &matrix.weights, numbers.leak_q24, &rng)?;
+            cuda::update_statistics(
+                &matrix.ballots,
+                ctx.config.stat_decay,
+                ctx.micro_batches,
+                f64::from(numbers.votes_per_unit),
+            )?;
+            stats.weights += (matrix.weights.rows() * matrix.weights.cols()) as u64;
+        }
+        let lr = ctx.config.lr * ctx.rate;
+        let scales = 0..self.layout.scales;
+        let vectors = self.layout.scales..self.layout.floats;
+        for (part, rate) in [(scales, lr * ctx.config.scale_lr_ratio), (vectors, lr)] {
+            self.arena
+                .step(part, grad_factor, &adam_step(ctx, rate, 0.0))?;
+        }
+        self.updates += 1.0;
+        let counted = self.counted.to_vec()?;
+        stats.flips = counted.chunks_exact(2).map(|pair| pair[0]).sum();
+        Ok(stats)
+    }
+
+    fn discard(&mut self) -> Result<(), ModelError> {
+        for matrix in &mut self.matrices {
+            matrix.ballots.discard()?;
+        }
+        Ok(self.arena.discard()?)
+    }
+
+    fn sum_of_losses(&mut self, pass: &Pass<'_>) -> Result<f64, ModelError> {
+        self.forward(pass)?;
+        let whole = Piece {
+            micro_batch: 0,
+            counted: 0,
+            rows: 0..pass.tokens.len(),
+        };
+        let mut sum = [0.0];
+        self.losses_of(&[whole], &mut sum)?;
+        Ok(sum[0])
+    }
+
+    fn rows(&self) -> usize {
+        self.buffers.rows
+    }
+
+    fn download(&mut self, model: &mut Model) -> Result<(), ModelError> {
+        state::download(&self.layout, &self.matrices, &self.arena, model)
+    }
+}
+
+/// A range of the float arena.
+type Part = Range<usize>;

@@ -1,0 +1,174 @@
+//! The ledger of a GPU's memory: every buffer of a run there, known from the configuration alone,
+//! with or without a GPU.
+
+use primal_kernels::VOCAB_TILE;
+use primal_optim::TILE_ROWS;
+
+use crate::config::Config;
+use crate::ledger::{Ledger, matrices, vector_weights};
+use crate::rope::Rope;
+use crate::shape::ModelShape;
+
+/// Rows of a matrix whose gradient exists at a time on a GPU: enough to keep it busy, few enough
+/// to stay in its L2 cache.
+pub(crate) const GRADIENT_ROWS: usize = VOCAB_TILE;
+
+/// Elements whose squares are added up in f32.
+const SQUARES_BLOCK: usize = 4096;
+
+/// The token rows of a pass.
+pub(crate) fn pass_rows(config: &Config, shape: &ModelShape) -> usize {
+    let train = &config.train;
+    train.batch / train.micro_batches.max(1) * train.micro_batches_per_pass * shape.context
+}
+
+/// Blocks whose activations are kept together.
+pub(crate) fn segment_len(config: &Config, shape: &ModelShape) -> usize {
+    match config.train.recompute {
+        0 => shape.n_layer,
+        every => every.min(shape.n_layer),
+    }
+}
+
+/// Widest rows whose columns are summed up.
+pub(crate) fn widest_row(shape: &ModelShape) -> usize {
+    let [qkv, out, up, down] = shape.block_matrices().map(|(rows, _)| rows);
+    qkv.max(out).max(up).max(down).max(shape.width)
+}
+
+/// Elements of the largest matrix of a block.
+pub(crate) fn largest_matrix(shape: &ModelShape) -> usize {
+    let sizes = shape.block_matrices().map(|(rows, cols)| rows * cols);
+    sizes.into_iter().fold(0, usize::max)
+}
+
+/// Longest rows of any matrix.
+pub(crate) fn widest_matrix(shape: &ModelShape) -> usize {
+    let cols = shape.block_matrices().map(|(_, cols)| cols);
+    cols.into_iter().fold(shape.width, usize::max)
+}
+
+impl Ledger {
+    /// The memory of a GPU that trains `config` by rule `consensus`.
+    pub fn for_gpu_training(config: &Config, shape: &ModelShape) -> Ledger {
+        let many = config.train.micro_batches > 1;
+        let all = matrices(config, shape);
+        let (mut codes, mut ballots, mut votes, mut statistics) = (0_u64, 0_u64, 0_u64, 0_u64);
+        let (mut scales, mut pieces) = (0, 0);
+        for (_, (rows, cols), grid) in &all {
+            let (rows, cols) = (*rows as u64, *cols as u64);
+            let wide = grid.as_ref().is_some_and(|grid| grid.is_wide());
+            codes += rows * cols.div_ceil(2) + 32 * 4;
+            codes += if wide { rows * cols.div_ceil(8) } else { 0 };
+            ballots += rows * cols;
+            votes += if many { 2 * rows * cols } else { 0 };
+            let tiles = rows.div_ceil(TILE_ROWS as u64);
+            statistics += 4 * (4 * rows + 3 * cols + tiles * cols + 4 + 64) + 2 * 8 + 2 * 8;
+            scales += rows;
+            pieces += rows.div_ceil(SQUARES_BLOCK as u64);
+        }
+        let vectors = vector_weights(shape);
+        for len in vector_lengths(shape) {
+            pieces += len.div_ceil(SQUARES_BLOCK as u64);
+        }
+        let mut ledger = Ledger::empty(0, 0);
+        ledger.row("weights: packed codes", codes);
+        ledger.row("ballots", ballots);
+        ledger.row("votes of a step", votes);
+        ledger.row("statistics of votes", statistics);
+        ledger.row(
+            "float state: scales, norms, gradients, moments",
+            16 * (scales + vectors) + 12 * pieces + 4,
+        );
+        ledger.row("angles of rotary positions", Rope::bytes(shape));
+        for (what, bytes) in activations(config, shape) {
+            ledger.row(what, bytes);
+        }
+        ledger
+    }
+
+    /// The memory of a GPU that generates with a full context.
+    pub fn for_gpu_inference(config: &Config, shape: &ModelShape) -> Ledger {
+        let mut weights = 0;
+        for (_, (rows, cols), grid) in matrices(config, shape) {
+            let (rows, cols) = (rows as u64, cols as u64);
+            weights += match grid {
+                Some(grid) if grid.is_wide() => {
+                    rows * (cols.div_ceil(2) + cols.div_ceil(8) + 4) + 128
+                }
+                Some(_) => rows * (cols.div_ceil(2) + 4) + 128,
+                None => 4 * rows * cols,
+            };
+        }
+        let cache = 2 * shape.n_layer * shape.context * shape.kv_width();
+        let buffers = 3 * shape.width
+            + shape.attention_width()
+            + shape.qkv_width()
+            + shape.up_width()
+            + shape.ff_width
+            + shape.vocab;
+        let mut ledger = Ledger::empty(0, 0);
+        ledger.row("weights", weights);
+        ledger.row("norms and biases", 4 * vector_weights(shape));
+        ledger.row("angles of rotary positions", Rope::bytes(shape));
+        ledger.row("key and value cache", 4 * cache as u64);
+        ledger.row("buffers", 4 * buffers as u64);
+        ledger
+    }
+}
+
+/// The lengths of all norms and biases.
+fn vector_lengths(shape: &ModelShape) -> Vec<u64> {
+    let c = shape.width;
+    let norm = |list: &mut Vec<u64>| {
+        list.push(c as u64);
+        if shape.norm_bias() {
+            list.push(c as u64);
+        }
+    };
+    let mut list = Vec::new();
+    for _ in 0..shape.n_layer {
+        norm(&mut list);
+        norm(&mut list);
+        for (i, (rows, _)) in shape.block_matrices().into_iter().enumerate() {
+            if (i == 0 && shape.qkv_bias) || (i > 0 && shape.biases) {
+                list.push(rows as u64);
+            }
+        }
+    }
+    norm(&mut list);
+    list
+}
+
+/// Buffers of passes by purpose, in bytes.
+fn activations(config: &Config, shape: &ModelShape) -> Vec<(&'static str, u64)> {
+    let rows = pass_rows(config, shape);
+    let segment = segment_len(config, shape);
+    let segments = shape.n_layer.div_ceil(segment);
+    let (c, f) = (shape.width, shape.ff_width);
+    let tile = shape.vocab.min(VOCAB_TILE);
+    let streams = segment + 1 + (segments - 1);
+    let kept =
+        4 + shape.qkv_width() + shape.n_head + shape.attention_width() + c + shape.up_width();
+    let normed = c.max(shape.attention_width());
+    let workspace = rows * (normed + 2 * f + c + shape.qkv_width() + shape.n_head)
+        + largest_matrix(shape)
+        + rows * (3 * c + 4)
+        + rows.div_ceil(TILE_ROWS) * widest_row(shape)
+        + GRADIENT_ROWS * widest_matrix(shape);
+    let tokens = 3 * rows + shape.vocab + 1;
+    vec![
+        (
+            "activations: residual stream",
+            4 * (streams * rows * c) as u64,
+        ),
+        ("activations: blocks", 4 * (segment * rows * kept) as u64),
+        ("workspace", 4 * workspace as u64),
+        (
+            "loss tiles",
+            4 * (rows * tile + tile * c + 2 * rows) as u64
+                + 8 * config.train.micro_batches_per_pass.max(1) as u64,
+        ),
+        ("token windows and their index", 4 * tokens as u64),
+    ]
+}

@@ -1,0 +1,72 @@
+//! Training on something other than the processor: what the training loop asks of it.
+
+use primal_optim::{FlipStats, StepContext};
+
+use crate::config::{Backend, Config};
+use crate::error::ModelError;
+use crate::ledger::Ledger;
+use crate::model::{Model, Pass};
+
+/// A device that holds the whole training state and computes passes and steps; the methods are
+/// those of [`Model`]. The model of the training loop is then a copy that
+/// [`Engine::download`] brings up to date.
+pub(crate) trait Engine: Send {
+    /// Prepares the parameters for a step.
+    fn begin_step(&mut self, ctx: &StepContext<'_>) -> Result<(), ModelError>;
+
+    /// As [`Model::forward_backward`].
+    fn forward_backward(
+        &mut self,
+        ctx: &StepContext<'_>,
+        pass: &Pass<'_>,
+        losses: &mut [f64],
+    ) -> Result<bool, ModelError>;
+
+    /// As [`Model::grad_norm`].
+    fn grad_norm(&mut self, ctx: &StepContext<'_>) -> Result<f64, ModelError>;
+
+    /// As [`Model::step`].
+    fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) -> Result<FlipStats, ModelError>;
+
+    /// As [`Model::discard`].
+    fn discard(&mut self) -> Result<(), ModelError>;
+
+    /// The sum of the losses in nats of the tokens of a pass; no gradients.
+    fn sum_of_losses(&mut self, pass: &Pass<'_>) -> Result<f64, ModelError>;
+
+    /// Token rows of the largest pass.
+    fn rows(&self) -> usize;
+
+    /// Copies the training state to `model`.
+    fn download(&mut self, model: &mut Model) -> Result<(), ModelError>;
+}
+
+/// An engine that holds a model, and the ledger of its memory.
+pub(crate) type Opened = (Box<dyn Engine>, Ledger);
+
+/// Whether a run of `config` trains on a GPU: asked for, or present and able to where the choice
+/// is free.
+#[cfg(feature = "cuda")]
+pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Option<Opened>, ModelError> {
+    use crate::cuda::CudaModel;
+    match config.train.backend {
+        Backend::Cpu => Ok(None),
+        Backend::Cuda => Ok(Some(CudaModel::open(config, model)?)),
+        Backend::Auto => match CudaModel::open(config, model) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) => {
+                tracing::debug!(%error, "trains on the processor");
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// Whether a run of `config` trains on a GPU: this build has none.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn open(config: &Config, _model: &mut Model) -> Result<Option<Opened>, ModelError> {
+    match config.train.backend {
+        Backend::Cuda => Err(ModelError::NoCuda),
+        Backend::Cpu | Backend::Auto => Ok(None),
+    }
+}
