@@ -60,6 +60,7 @@ mod shape;
 mod tensorboard;
 pub mod tokenizer;
 pub mod train;
+pub mod voice;
 
 pub use error::ModelError;
 pub use model::{Model, Pass};
