@@ -167,15 +167,18 @@ fn add_row<L: Lanes>(lanes: L, dy: &[Pairs], x: &[Pairs], row: usize, out: &mut 
 /// Rounds two rows (the second may be empty) of up to 64 columns and joins them.
 #[inline(always)]
 fn join_row<L: Lanes>(lanes: L, low: &[f32], high: &[f32], to: &mut Pairs) {
-    let part = |row: &[f32], v: usize| {
-        let start = (v * LANES).min(row.len());
-        let end = (start + LANES).min(row.len());
-        round(lanes, lanes.load_tail(&row[start..end]))
-    };
     for (v, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let joined = lanes.or(part(low, v), lanes.shl(part(high, v), 16));
+        let joined = lanes.or(part(lanes, low, v), lanes.shl(part(lanes, high, v), 16));
         lanes.store_i(joined, bytemuck::cast_mut(to));
     }
+}
+
+/// Vector `v` of a row, rounded; zero past its end. Not a closure, which would not be inlined.
+#[inline(always)]
+fn part<L: Lanes>(lanes: L, row: &[f32], v: usize) -> L::I {
+    let start = (v * LANES).min(row.len());
+    let end = (start + LANES).min(row.len());
+    round(lanes, lanes.load_tail(&row[start..end]))
 }
 
 /// The bits of the nearest bf16, ties to even; NaN stays NaN.
