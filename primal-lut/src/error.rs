@@ -174,3 +174,16 @@ pub enum LutError {
         reason: String,
     },
 }
+
+impl LutError {
+    /// The error as seen from a matrix in which `rows` rows lie before the one it came from.
+    pub(crate) fn after_rows(mut self, rows: usize) -> LutError {
+        if let LutError::InvalidCode { row, .. }
+        | LutError::Padding { row, .. }
+        | LutError::Scale { row, .. } = &mut self
+        {
+            *row += rows;
+        }
+        self
+    }
+}

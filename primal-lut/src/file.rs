@@ -11,7 +11,7 @@ mod write;
 
 use serde::{Deserialize, Serialize};
 
-pub use read::TensorFile;
+pub use read::{QuantInfo, TensorFile};
 pub use write::TensorFileWriter;
 
 /// Version of the tensor file format that this build writes and reads.

@@ -60,7 +60,7 @@ mod quant;
 mod scale;
 
 pub use error::LutError;
-pub use file::{FORMAT_VERSION, TensorFile, TensorFileWriter};
+pub use file::{FORMAT_VERSION, QuantInfo, TensorFile, TensorFileWriter};
 pub use grid::{Code, Grid};
 pub use integer::Int8Table;
 pub use quant::QuantMatrix;

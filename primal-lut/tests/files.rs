@@ -108,6 +108,12 @@ fn what_was_written_is_read() {
     let file = TensorFile::open(&path).unwrap();
     for (name, matrix) in ["a", "b", "c"].into_iter().zip(&matrices) {
         assert_eq!(&file.quant(name).unwrap(), matrix);
+        let rows = matrix.rows();
+        let last = file.quant_rows(name, rows - 1..rows).unwrap();
+        let cols = matrix.cols();
+        assert_eq!(last.dequantise(), matrix.dequantise()[(rows - 1) * cols..]);
+        assert!(file.quant_rows(name, rows..rows + 1).is_err());
+        assert!(file.quant_rows(name, 0..0).is_err());
     }
     let bits = |values: &[f32]| {
         values
@@ -132,6 +138,40 @@ fn what_was_written_is_read() {
     assert_eq!(names, expected);
     assert_eq!(file.quant_names().collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(file.shape("a.codes").unwrap(), [5, 4]);
+}
+
+#[test]
+fn a_file_that_shrinks_after_it_was_opened_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    writer(&matrices()).write(&path).unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    let whole = std::fs::File::options().write(true).open(&path).unwrap();
+    whole
+        .set_len(std::fs::metadata(&path).unwrap().len() - 300)
+        .unwrap();
+    let error = file
+        .f32("norm", &[3])
+        .or(file.i8("ballot", &[2, 2]).map(|_| Vec::new()));
+    assert!(error.is_err() || file.quant("a").is_err());
+}
+
+#[test]
+fn errors_name_the_row_of_the_whole_matrix() {
+    let grid = Grid::prime();
+    let matrix = QuantMatrix::zeros(&grid, 5, 2, 2).unwrap();
+    let mut writer = TensorFileWriter::new();
+    writer.quant("w", &matrix);
+    let mut bytes = writer.to_bytes().unwrap();
+    let len = bytes.len();
+    // The codes come last: five rows of one byte, then padding of the file.
+    let codes = bytes.iter().rposition(|&byte| byte == 0x77).unwrap();
+    assert!(codes < len);
+    bytes[codes] = 0x7f;
+    let file = TensorFile::from_bytes(bytes).unwrap();
+    file.quant_rows("w", 0..4).unwrap();
+    let error = file.quant_rows("w", 3..5).unwrap_err().to_string();
+    assert!(error.contains("code 15 at row 4, column 0"), "{error}");
 }
 
 #[test]

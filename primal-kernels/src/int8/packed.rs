@@ -52,52 +52,87 @@ impl PackedWeights {
 
     /// Lays `matrix` out anew; drop it afterwards, one at a time, and memory does not double.
     ///
+    /// `None` where the integer kernels do not reach; see [`PackedWeights::zeros`].
+    pub fn new(matrix: &QuantMatrix, arena: &mut HugeArena) -> Option<PackedWeights> {
+        let size = (matrix.rows(), matrix.cols());
+        let mut packed = PackedWeights::zeros(matrix.grid(), size, matrix.group(), arena)?;
+        packed.set_rows(0, matrix);
+        Some(packed)
+    }
+
+    /// A matrix of zeros, to be filled by [`PackedWeights::set_rows`]: a large matrix then never
+    /// exists twice.
+    ///
     /// `None` where the integer kernels do not reach: groups that are neither the whole row nor
     /// a multiple of 32, more than 65,536 columns, a grid without an i8 view, or an arena
     /// without room. [`crate::matvec`] takes any matrix.
-    pub fn new(matrix: &QuantMatrix, arena: &mut HugeArena) -> Option<PackedWeights> {
-        let (rows, cols, group) = (matrix.rows(), matrix.cols(), matrix.group());
-        let table = Int8Grid::new(matrix.grid())?;
+    pub fn zeros(
+        grid: &Grid,
+        (rows, cols): (usize, usize),
+        group: usize,
+        arena: &mut HugeArena,
+    ) -> Option<PackedWeights> {
+        let table = Int8Grid::new(grid)?;
         let fits = group == cols || group.is_multiple_of(GROUP_UNIT);
         if !fits || cols > INT8_MAX_COLS {
             return None;
         }
-        let steps = cols.div_ceil(STEP_COLS);
-        let n_steps = rows.div_ceil(BLOCK_ROWS) * steps;
-        let mut codes = arena.take(n_steps * size_of::<Step>())?;
-        bytemuck::cast_slice_mut::<u8, Step>(&mut codes)
-            .par_chunks_mut(steps)
-            .enumerate()
-            .for_each(|(block, to)| pack_nibbles(matrix, block * BLOCK_ROWS, to));
-        let high = match matrix.high() {
-            Some(high) => {
-                let mut to = arena.take(n_steps * size_of::<HighStep>())?;
-                bytemuck::cast_slice_mut::<u8, HighStep>(&mut to)
-                    .par_chunks_mut(steps)
-                    .enumerate()
-                    .for_each(|(block, to)| pack_bits(matrix, high, block * BLOCK_ROWS, to));
-                Some(to)
-            }
-            None => None,
+        let n_steps = rows.div_ceil(BLOCK_ROWS) * cols.div_ceil(STEP_COLS);
+        let codes = arena.take(n_steps * size_of::<Step>())?;
+        let high = match grid.is_wide() {
+            true => Some(arena.take(n_steps * size_of::<HighStep>())?),
+            false => None,
         };
-        let groups = matrix.groups_per_row();
-        let mut scales = vec![[0.0; BLOCK_ROWS]; rows.div_ceil(BLOCK_ROWS) * groups];
-        for (row, from) in matrix.scales().chunks_exact(groups).enumerate() {
-            let block = &mut scales[row / BLOCK_ROWS * groups..][..groups];
-            for (to, &scale) in block.iter_mut().zip(from) {
-                to[row % BLOCK_ROWS] = scale;
-            }
-        }
         Some(PackedWeights {
-            grid: matrix.grid().clone(),
+            grid: grid.clone(),
             table,
             rows,
             cols,
             group,
             codes,
             high,
-            scales,
+            scales: vec![[0.0; BLOCK_ROWS]; rows.div_ceil(BLOCK_ROWS) * cols.div_ceil(group)],
         })
+    }
+
+    /// Sets the rows from `first` on to those of `matrix`.
+    ///
+    /// # Panics
+    /// If grid, columns or group differ, rows lie outside, or `first` is no multiple of 16; also
+    /// if `matrix` ends within sixteen rows before this one does.
+    pub fn set_rows(&mut self, first: usize, matrix: &QuantMatrix) {
+        let (rows, groups) = (matrix.rows(), self.groups());
+        assert!(
+            *matrix.grid() == self.grid
+                && (matrix.cols(), matrix.group()) == (self.cols, self.group),
+            "rows of the same kind"
+        );
+        let end = first + rows;
+        assert!(
+            first.is_multiple_of(BLOCK_ROWS)
+                && end <= self.rows
+                && (end == self.rows || rows.is_multiple_of(BLOCK_ROWS)),
+            "rows {first}..{end} of {} are whole blocks",
+            self.rows
+        );
+        let (steps, block, blocks) = (self.steps(), first / BLOCK_ROWS, rows.div_ceil(BLOCK_ROWS));
+        let part = block * steps..(block + blocks) * steps;
+        bytemuck::cast_slice_mut::<u8, Step>(&mut self.codes)[part.clone()]
+            .par_chunks_mut(steps)
+            .enumerate()
+            .for_each(|(block, to)| pack_nibbles(matrix, block * BLOCK_ROWS, to));
+        if let (Some(high), Some(from)) = (&mut self.high, matrix.high()) {
+            bytemuck::cast_slice_mut::<u8, HighStep>(high)[part]
+                .par_chunks_mut(steps)
+                .enumerate()
+                .for_each(|(block, to)| pack_bits(matrix, from, block * BLOCK_ROWS, to));
+        }
+        for (row, from) in (first..).zip(matrix.scales().chunks_exact(groups)) {
+            let block = &mut self.scales[row / BLOCK_ROWS * groups..][..groups];
+            for (to, &scale) in block.iter_mut().zip(from) {
+                to[row % BLOCK_ROWS] = scale;
+            }
+        }
     }
 
     /// The grid of the codes.
@@ -125,6 +160,11 @@ impl PackedWeights {
         self.codes.len()
             + self.high.as_ref().map_or(0, |high| high.len())
             + size_of_val(self.scales.as_slice())
+    }
+
+    /// The packed codes, in the order in which they are read.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
     }
 
     pub(super) fn table(&self) -> &Int8Grid {

@@ -79,6 +79,46 @@ fn quantising_is_round_to_nearest_with_ties_to_even() {
 }
 
 #[test]
+fn a_matrix_packed_in_parts_is_the_same() {
+    for (grid, rows, cols, group) in [
+        (Grid::prime(), 83, 40, 40),
+        (Grid::fine(), 50, 72, 32),
+        (Grid::prime(), 16, 7, 7),
+    ] {
+        let w = matrix(&grid, rows, cols, group, 3);
+        let arena =
+            || HugeArena::new(PackedWeights::arena_bytes(rows, cols, grid.is_wide())).unwrap();
+        let whole = PackedWeights::new(&w, &mut arena()).unwrap();
+        let mut parts = PackedWeights::zeros(&grid, (rows, cols), group, &mut arena()).unwrap();
+        for start in (0..rows).step_by(32) {
+            let part = start..(start + 32).min(rows);
+            let bytes = w.row_bytes();
+            let high = w.high_row_bytes();
+            let groups = w.groups_per_row();
+            let part = QuantMatrix::from_planes(
+                &grid,
+                part.len(),
+                cols,
+                group,
+                w.nibbles()[part.start * bytes..part.end * bytes].to_vec(),
+                w.high()
+                    .map(|h| h[part.start * high..part.end * high].to_vec()),
+                w.scales()[part.start * groups..part.end * groups].to_vec(),
+                "part",
+            );
+            parts.set_rows(start, &part.unwrap());
+        }
+        assert_eq!(parts.codes(), whole.codes());
+        let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
+        for row in 0..rows {
+            parts.fill_row(Isa::best(), row, &mut a);
+            whole.fill_row(Isa::best(), row, &mut b);
+            assert_eq!(a, b, "row {row}");
+        }
+    }
+}
+
+#[test]
 fn rows_that_are_not_finite_poison_their_products_alone() {
     let w = matrix(&Grid::prime(), 3, 40, 40, 1);
     for isa in Isa::variants() {

@@ -1,9 +1,12 @@
 //! The reader: everything a file says is checked before it is used.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
@@ -14,8 +17,9 @@ use crate::quant::{Layout, QuantMatrix};
 
 /// Largest header read: what the safetensors crate accepts too.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// A tensor file in memory. Opening it checks the container and every grid; what a matrix says of
-/// itself is checked when it is read. No content of a file panics.
+
+/// A tensor file. Opening it checks the container and every grid; tensors stay on disk until they
+/// are asked for, and what a matrix says of itself is checked then. No content of a file panics.
 #[derive(Debug)]
 pub struct TensorFile {
     /// What errors call the file.
@@ -23,11 +27,22 @@ pub struct TensorFile {
     tensors: BTreeMap<String, TensorInfo>,
     metadata: BTreeMap<String, String>,
     grids: BTreeMap<String, Grid>,
-    data: Vec<u8>,
+    data: Data,
+}
+
+/// Where the tensors are.
+#[derive(Debug)]
+enum Data {
+    Memory(Vec<u8>),
+    File {
+        file: Mutex<File>,
+        /// Where the tensors begin, in bytes.
+        start: u64,
+    },
 }
 
 impl TensorFile {
-    /// Reads a file.
+    /// Opens a file and reads its header.
     ///
     /// # Errors
     /// [`LutError::Io`]; [`LutError::Container`] for files that are no safetensors or cut short;
@@ -44,7 +59,13 @@ impl TensorFile {
         if !info.is_file() {
             return Err(container(&origin, "it is not a regular file"));
         }
-        TensorFile::read(origin, file, info.len()).map_err(|error| match error {
+        let opened = TensorFile::read(origin, &file, info.len(), |start, _| {
+            Ok(Data::File {
+                file: Mutex::new(file.try_clone()?),
+                start,
+            })
+        });
+        opened.map_err(|error| match error {
             ReadError::Io(source) => io_error(source),
             ReadError::Lut(error) => error,
         })
@@ -56,7 +77,12 @@ impl TensorFile {
     /// Those of [`TensorFile::open`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<TensorFile, LutError> {
         let origin = "(bytes)".to_owned();
-        let read = TensorFile::read(origin.clone(), bytes.as_slice(), bytes.len() as u64);
+        let len = bytes.len() as u64;
+        let read = TensorFile::read(origin.clone(), bytes.as_slice(), len, |_, source| {
+            let mut data = Vec::new();
+            source.read_to_end(&mut data)?;
+            Ok(Data::Memory(data))
+        });
         read.map_err(|error| match error {
             ReadError::Io(error) => container(&origin, error),
             ReadError::Lut(error) => error,
@@ -69,6 +95,52 @@ impl TensorFile {
     /// [`LutError::MissingTensor`], [`LutError::WrongTensor`], [`LutError::MissingMetadata`],
     /// [`LutError::Metadata`], and those of [`QuantMatrix::from_planes`].
     pub fn quant(&self, name: &str) -> Result<QuantMatrix, LutError> {
+        let rows = self.quant_info(name)?.rows;
+        self.quant_rows(name, 0..rows)
+    }
+
+    /// Some rows of the matrix that was written under this name, as a matrix of their own: what a
+    /// reader takes who has no room for all of it.
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::quant`]; [`LutError::Position`] for rows that are not there.
+    pub fn quant_rows(&self, name: &str, rows: Range<usize>) -> Result<QuantMatrix, LutError> {
+        let QuantInfo {
+            grid,
+            rows: all,
+            cols,
+            group,
+        } = self.quant_info(name)?;
+        if rows.start > rows.end || rows.end > all {
+            return Err(LutError::Position {
+                row: rows.end.max(rows.start),
+                col: 0,
+                rows: all,
+                cols,
+            });
+        }
+        let layout = Layout::new(all, cols, group, name)?;
+        let part = |suffix: &str, dtype, width: usize, bytes: usize| {
+            let name = format!("{name}.{suffix}");
+            let range = rows.start * width * bytes..rows.end * width * bytes;
+            self.tensor_bytes(&name, dtype, &[all, width], range)
+        };
+        let nibbles = part("codes", Dtype::U8, layout.row_bytes(), 1)?.into_owned();
+        let high = match grid.is_wide() {
+            true => Some(part("high", Dtype::U8, layout.high_row_bytes(), 1)?.into_owned()),
+            false => None,
+        };
+        let scales = floats(&part("scales", Dtype::F32, layout.groups, 4)?);
+        let n_rows = rows.len();
+        QuantMatrix::from_planes(&grid, n_rows, cols, group, nibbles, high, scales, name)
+            .map_err(|error| error.after_rows(rows.start))
+    }
+
+    /// Grid and sizes of the matrix that was written under this name, as its notes say.
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::quant`] that concern the notes.
+    pub fn quant_info(&self, name: &str) -> Result<QuantInfo, LutError> {
         let key = format!("{TENSOR_PREFIX}{name}");
         let Some(text) = self.metadata.get(&key) else {
             return Err(self.missing(name));
@@ -82,31 +154,13 @@ impl TensorFile {
                 file: self.origin.clone(),
                 key: format!("{GRID_PREFIX}{}", note.grid),
             })?;
-        let codes_name = format!("{name}.codes");
-        let rows = self
-            .info(&codes_name)?
-            .shape
-            .first()
-            .copied()
-            .unwrap_or_default();
-        let layout = Layout::new(rows, note.cols, note.group, name)?;
-        let nibbles = self
-            .tensor(&codes_name, Dtype::U8, &[rows, layout.row_bytes()])?
-            .to_vec();
-        let high = match grid.is_wide() {
-            true => {
-                let shape = [rows, layout.high_row_bytes()];
-                Some(
-                    self.tensor(&format!("{name}.high"), Dtype::U8, &shape)?
-                        .to_vec(),
-                )
-            }
-            false => None,
-        };
-        let scales = self.f32(&format!("{name}.scales"), &[rows, layout.groups])?;
-        QuantMatrix::from_planes(
-            grid, rows, note.cols, note.group, nibbles, high, scales, name,
-        )
+        let codes = self.info(&format!("{name}.codes"))?;
+        Ok(QuantInfo {
+            grid: grid.clone(),
+            rows: codes.shape.first().copied().unwrap_or_default(),
+            cols: note.cols,
+            group: note.group,
+        })
     }
 
     /// An f32 tensor of exactly this shape, row-major.
@@ -114,13 +168,7 @@ impl TensorFile {
     /// # Errors
     /// [`LutError::MissingTensor`], [`LutError::WrongTensor`].
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LutError> {
-        let bytes = self.tensor(name, Dtype::F32, shape)?;
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&bytes| f32::from_le_bytes(bytes))
-            .collect())
+        Ok(floats(&self.tensor(name, Dtype::F32, shape)?))
     }
 
     /// An i8 tensor of exactly this shape, row-major.
@@ -138,7 +186,8 @@ impl TensorFile {
     /// [`LutError::MissingTensor`], [`LutError::WrongTensor`], [`LutError::Length`].
     pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<(), LutError> {
         let shape = self.info(name)?.shape.clone();
-        let chunks = self.tensor(name, Dtype::F32, &shape)?.as_chunks().0;
+        let bytes = self.tensor(name, Dtype::F32, &shape)?;
+        let chunks = bytes.as_chunks().0;
         if chunks.len() != out.len() {
             return Err(LutError::Length {
                 name: name.to_owned(),
@@ -180,7 +229,12 @@ impl TensorFile {
 
     /// Reads a file of `len` bytes. No buffer is sized by the file's content before that content
     /// has been held against `len`.
-    fn read(origin: String, mut source: impl Read, len: u64) -> Result<TensorFile, ReadError> {
+    fn read<R: Read>(
+        origin: String,
+        mut source: R,
+        len: u64,
+        data: impl FnOnce(u64, &mut R) -> io::Result<Data>,
+    ) -> Result<TensorFile, ReadError> {
         let mut length = [0; LENGTH_BYTES];
         let Some(after_length) = len.checked_sub(LENGTH_BYTES as u64) else {
             let reason = format!("{len} bytes are too short for a header");
@@ -216,7 +270,7 @@ impl TensorFile {
             .into_iter()
             .map(|(name, info)| (name, info.clone()));
         let tensors = tensors.collect();
-        let data = read_buffer(&mut source, data_len)?;
+        let data = data(LENGTH_BYTES as u64 + header_len, &mut source)?;
         Ok(TensorFile {
             origin,
             tensors,
@@ -231,7 +285,19 @@ impl TensorFile {
     }
 
     /// The bytes of a tensor of this type and shape.
-    fn tensor(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&[u8], LutError> {
+    fn tensor(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Cow<'_, [u8]>, LutError> {
+        let (start, end) = self.info(name)?.data_offsets;
+        self.tensor_bytes(name, dtype, shape, 0..end.saturating_sub(start))
+    }
+
+    /// Some bytes of a tensor of this type and shape.
+    fn tensor_bytes(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        range: Range<usize>,
+    ) -> Result<Cow<'_, [u8]>, LutError> {
         let info = self.info(name)?;
         if info.dtype != dtype || info.shape != shape {
             return Err(LutError::WrongTensor {
@@ -242,9 +308,27 @@ impl TensorFile {
             });
         }
         let (start, end) = info.data_offsets;
-        self.data
-            .get(start..end)
-            .ok_or_else(|| container(&self.origin, "offsets outside the data"))
+        let range = start + range.start..start + range.end;
+        if range.end > end {
+            return Err(container(&self.origin, "a range outside its tensor"));
+        }
+        match &self.data {
+            Data::Memory(data) => {
+                let bytes = data.get(range).map(Cow::Borrowed);
+                bytes.ok_or_else(|| container(&self.origin, "offsets outside the data"))
+            }
+            Data::File { file, start } => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                let read = file
+                    .seek(SeekFrom::Start(start + range.start as u64))
+                    .and_then(|_| read_buffer(&mut *file, range.len() as u64));
+                read.map(Cow::Owned).map_err(|source| LutError::Io {
+                    action: "read",
+                    path: self.origin.clone().into(),
+                    source,
+                })
+            }
+        }
     }
 
     fn missing(&self, name: &str) -> LutError {
@@ -253,6 +337,24 @@ impl TensorFile {
             name: name.to_owned(),
         }
     }
+}
+
+/// What a file says of a matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantInfo {
+    /// The grid of its codes.
+    pub grid: Grid,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Columns that share a scale.
+    pub group: usize,
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let chunks = bytes.as_chunks().0.iter();
+    chunks.map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
 /// Reading can fail in the file system or in the content; only the caller knows the path.
