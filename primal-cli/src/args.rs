@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use primal_model::config::{Backend, FloatPart, PRESETS};
+use primal_model::config::{Backend, FloatPart, KvCacheKind, PRESETS};
 use primal_optim::Rule;
 
 /// Grids that come with the program.
@@ -280,6 +280,9 @@ pub struct GenerateArgs {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// How keys and values of past tokens are kept [default: as configured, f16].
+    #[arg(long, value_parser = kv_cache_parser())]
+    pub kv_cache: Option<KvCacheKind>,
     /// Worker threads, 0 for all cores; changes no result.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -303,6 +306,9 @@ pub struct ChatArgs {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// How keys and values of past tokens are kept [default: as configured, f16].
+    #[arg(long, value_parser = kv_cache_parser())]
+    pub kv_cache: Option<KvCacheKind>,
     /// Worker threads, 0 for all cores; changes no result.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -371,6 +377,9 @@ pub struct BenchArgs {
     /// Lengths to measure writing of, one token at a time.
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = at_least_one)]
     pub tg: Vec<usize>,
+    /// How keys and values of past tokens are kept [default: as configured, f16].
+    #[arg(long, value_parser = kv_cache_parser())]
+    pub kv_cache: Option<KvCacheKind>,
     /// Measure training steps.
     #[arg(long)]
     pub train: bool,
@@ -447,6 +456,14 @@ fn group(text: &str) -> Result<usize, String> {
         "row" => Ok(0),
         _ => at_least_one(text).map_err(|error| format!("neither 'row' nor a number: {error}")),
     }
+}
+
+fn kv_cache_parser() -> impl TypedValueParser<Value = KvCacheKind> {
+    PossibleValuesParser::new(["f16", "int8", "f32"]).map(|name| match name.as_str() {
+        "int8" => KvCacheKind::Int8,
+        "f32" => KvCacheKind::F32,
+        _ => KvCacheKind::F16,
+    })
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -3,7 +3,9 @@
 //!
 //! A task is one head of one sequence (forward) or one key/value head of one sequence (backward),
 //! done by one thread in a fixed order: the same bits for any number of threads. The tiles live
-//! on the stack of the task.
+//! on the stack of the task. Attention over a cache is in [`cached`].
+
+mod cached;
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -14,6 +16,8 @@ use crate::dense::{View, multiply, multiply_into};
 use crate::grid::{dot, dot_lanes};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes, exp, ln};
+
+pub use cached::{CacheKind, KvCache, attention_cached};
 
 /// Rows and columns of a tile of scores.
 pub(crate) const TILE: usize = 64;
@@ -159,7 +163,8 @@ pub fn attention_backward(
         });
 }
 
-/// Attention of one new token over the cached keys and values of all tokens up to it.
+/// Attention of one new token over the cached keys and values of all tokens up to it, in plain f32
+/// rows: the twin of the GPU's; [`attention_cached`] is what the CPU uses.
 ///
 /// `shape.time` is the number of cached tokens (`shape.batch` is 1), `q` (H·D) the new token's
 /// queries, `keys` and `values` (time, KV·D), `out` (H·D).
@@ -303,7 +308,12 @@ fn forward_tile(
         let (tile, diagonal) = (&mut scores.0[..rows], key_tile == query_tile);
         dispatch!(
             isa,
-            softmax_tile(tile, cols, diagonal, shape.scale(), &mut softmax)
+            softmax_tile(
+                tile,
+                |r| visible(r, cols, diagonal),
+                shape.scale(),
+                &mut softmax
+            )
         );
         if key_tile > 0 {
             // SAFETY: this task alone uses this head's columns of this sequence's rows.
@@ -351,18 +361,21 @@ impl Softmax {
     }
 }
 
-/// Turns scores into exp(scale · score − running maximum), zero above the diagonal.
+/// Turns scores into exp(scale · score − running maximum), zero from column `visible(row)` on.
 #[inline(always)]
 fn softmax_tile<L: Lanes>(
     lanes: L,
     scores: &mut [[f32; TILE]],
-    cols: usize,
-    diagonal: bool,
+    visible: impl Fn(usize) -> usize,
     scale: f32,
     softmax: &mut Softmax,
 ) {
     for (r, row) in scores.iter_mut().enumerate() {
-        let used = mask_row(lanes, row, visible(r, cols, diagonal));
+        let used = mask_row(lanes, row, visible(r));
+        if used == 0 {
+            softmax.rescale[r] = 0.0;
+            continue;
+        }
         let vectors = &row.as_chunks::<LANES>().0[..used];
         let mut max = lanes.load(&vectors[0]);
         for x in &vectors[1..] {
@@ -379,7 +392,7 @@ fn softmax_tile<L: Lanes>(
         lanes.store(exp(lanes, lanes.load(x)), x);
     }
     for (r, row) in scores.iter_mut().enumerate() {
-        let used = visible(r, cols, diagonal).div_ceil(LANES);
+        let used = visible(r).div_ceil(LANES);
         let (vectors, rest) = row.as_chunks_mut::<LANES>().0.split_at_mut(used);
         let max = lanes.splat(softmax.max[r]);
         let mut sum = lanes.zero();
@@ -408,6 +421,9 @@ fn mask_row<L: Lanes>(lanes: L, row: &mut [f32; TILE], visible: usize) -> usize 
         edge
     };
     let used = visible.div_ceil(LANES);
+    if used == 0 {
+        return 0;
+    }
     let last = &mut row.as_chunks_mut::<LANES>().0[used - 1];
     if let Some(edge) = EDGE[used * LANES - visible..].first_chunk() {
         lanes.store(lanes.min(lanes.load(last), lanes.load(edge)), last);
@@ -582,7 +598,7 @@ fn decode_head<L: Lanes>(lanes: L, q: &[f32], cache: CachedHead<'_>, scale: f32,
         for (t, score) in scores[0][..cols].iter_mut().enumerate() {
             *score = dot_lanes(lanes, q, key(t));
         }
-        softmax_tile(lanes, &mut scores, cols, false, scale, &mut softmax);
+        softmax_tile(lanes, &mut scores, |_| cols, scale, &mut softmax);
         if start > 0 {
             scale_row(lanes, out, softmax.rescale[0]);
         }

@@ -12,7 +12,7 @@ pub(crate) const TIER_VARIABLE: &str = "PRIMAL_ISA";
 pub enum Tier {
     /// Portable arrays: the specification.
     Scalar,
-    /// AVX2 and FMA: two registers of eight lanes.
+    /// AVX2, FMA and F16C: two registers of eight lanes.
     Avx2,
     /// AVX-512 F, BW, DQ and VL: one register of sixteen lanes.
     Avx512,
@@ -32,7 +32,11 @@ impl Tier {
     fn detected(self) -> bool {
         match self {
             Tier::Scalar => true,
-            Tier::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Tier::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             Tier::Avx512 => {
                 Tier::Avx2.detected()
                     && is_x86_feature_detected!("avx512f")
@@ -225,11 +229,11 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
-/// Calls `body` with AVX2 and FMA enabled. For [`dispatch!`] alone.
+/// Calls `body` with AVX2, FMA and F16C enabled. For [`dispatch!`] alone.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn enter_avx2<R>(isa: Isa, body: impl FnOnce(Avx2) -> R) -> R {
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn enter<R>(body: impl FnOnce(Avx2) -> R, lanes: Avx2) -> R {
         body(lanes)
     }
@@ -242,7 +246,7 @@ pub(crate) fn enter_avx2<R>(isa: Isa, body: impl FnOnce(Avx2) -> R) -> R {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) fn enter_avx512<R>(isa: Isa, body: impl FnOnce(Avx512) -> R) -> R {
-    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     fn enter<R>(body: impl FnOnce(Avx512) -> R, lanes: Avx512) -> R {
         body(lanes)
     }

@@ -93,6 +93,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn splat_i(self, x: i32) -> Self::I;
     fn load_i(self, from: &[i32; 16]) -> Self::I;
     fn store_i(self, x: Self::I, to: &mut [i32; 16]);
+    /// From the bits of f16; exact.
+    fn load_f16(self, from: &[u16; 16]) -> Self::F;
     /// Sign-extends.
     fn load_i8(self, from: &[i8; 16]) -> Self::I;
     /// Every lane must fit.

@@ -2,7 +2,7 @@
 
 use primal_kernels as kernels;
 use primal_kernels::{AttentionShape, Isa};
-use primal_optim::StepContext;
+use primal_optim::{StepContext, Weight};
 
 use crate::config::{Compute, FeedForward};
 use crate::layers::{Linear, Norm, NormStats, Param, ParamMut, Pieces};
@@ -10,20 +10,20 @@ use crate::rope::Rope;
 use crate::scratch::LinearScratch;
 use crate::shape::ModelShape;
 
-/// The parameters of a block.
+/// The parameters of a block; W holds its matrices.
 #[derive(Clone, Debug)]
-pub(crate) struct Block {
+pub(crate) struct Block<W = Weight> {
     pub(crate) norm1: Norm,
     /// ((H + 2·KV)·D, C): rows are [query heads | key heads | value heads].
-    pub(crate) qkv: Linear,
+    pub(crate) qkv: Linear<W>,
     /// (C, H·D).
-    pub(crate) attention_out: Linear,
+    pub(crate) attention_out: Linear<W>,
     pub(crate) norm2: Norm,
     pub(crate) feed_forward: FeedForward,
     /// (U, C): U = F rows, or 2·F with rows [gate | up].
-    pub(crate) up: Linear,
+    pub(crate) up: Linear<W>,
     /// (C, F).
-    pub(crate) down: Linear,
+    pub(crate) down: Linear<W>,
 }
 
 /// How tokens of a pass see each other.
@@ -189,6 +189,20 @@ fn normed_width(shape: &ModelShape) -> usize {
     shape.width.max(shape.attention_width())
 }
 
+/// `hidden` (n, F) = the activation function of `up` (n, U), F = `ff_width`.
+pub(crate) fn activate(
+    isa: Isa,
+    kind: FeedForward,
+    up: &[f32],
+    ff_width: usize,
+    hidden: &mut [f32],
+) {
+    match kind {
+        FeedForward::Gelu => kernels::gelu(isa, up, hidden),
+        FeedForward::Swiglu => kernels::swiglu(isa, up, ff_width, hidden),
+    }
+}
+
 impl Block {
     /// `y` (n, C) = block of `x` (n, C); fills `kept` for the backward pass, which is all that
     /// is done without a `y`.
@@ -226,7 +240,7 @@ impl Block {
         let Some(y) = y else {
             return;
         };
-        self.activate(isa, up, hidden);
+        activate(isa, self.feed_forward, up, self.down.weight.cols(), hidden);
         y.copy_from_slice(middle);
         self.down
             .forward(isa, pieces, hidden, y, true, &mut ws.linear);
@@ -252,7 +266,8 @@ impl Block {
         let middle = &kept.middle[..n * width];
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
         to(2, normed);
-        self.activate(isa, &kept.up[..n * self.up.weight.rows()], hidden);
+        let up = &kept.up[..n * self.up.weight.rows()];
+        activate(isa, self.feed_forward, up, self.down.weight.cols(), hidden);
         to(3, hidden);
     }
 
@@ -280,7 +295,7 @@ impl Block {
         let middle = &kept.middle[..n * width];
         let up = &mut kept.up[..n * self.up.weight.rows()];
 
-        self.activate(isa, up, hidden);
+        activate(isa, self.feed_forward, up, ff_width, hidden);
         let mut finite = self
             .down
             .backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.linear);
@@ -319,14 +334,6 @@ impl Block {
         self.norm1
             .backward(isa, pieces, d_normed, x, &kept.norm1, dx);
         finite
-    }
-
-    /// `hidden` (n, F) = the activation function of `up` (n, U).
-    pub(crate) fn activate(&self, isa: Isa, up: &[f32], hidden: &mut [f32]) {
-        match self.feed_forward {
-            FeedForward::Gelu => kernels::gelu(isa, up, hidden),
-            FeedForward::Swiglu => kernels::swiglu(isa, up, self.down.weight.cols(), hidden),
-        }
     }
 
     pub(crate) fn params<'a>(&'a self, to: &mut Vec<Param<'a>>) {

@@ -1,5 +1,5 @@
-//! A model put together from its parts, wherever they come from: fresh random weights to train, or
-//! the tensors of a file.
+//! A model put together from its parts, wherever they come from and whatever holds them: fresh
+//! random weights to train, the tensors of a file, or either of them packed for inference.
 
 use primal_kernels::philox4x32;
 use primal_lut::{Grid, TensorFile};
@@ -15,10 +15,10 @@ use crate::rope::Rope;
 use crate::shape::ModelShape;
 
 /// Random stream of the initial weights; the optimizer uses streams 0 to 2.
-const INIT_STREAM: u32 = 3;
+pub(crate) const INIT_STREAM: u32 = 3;
 
 /// Where parameters come from.
-pub(crate) trait Source {
+pub(crate) trait Source<W = Weight> {
     /// The matrix `name` of (rows, cols); a fresh one has the standard deviation `std` and lives
     /// on `grid` unless the configuration keeps its part float.
     fn matrix(
@@ -28,33 +28,33 @@ pub(crate) trait Source {
         std: f32,
         grid: &Grid,
         part: FloatPart,
-    ) -> Result<Weight, ModelError>;
+    ) -> Result<W, ModelError>;
 
     /// The vector `name` of `len` elements; a fresh one holds `initial` everywhere.
     fn vector(&mut self, name: String, len: usize, initial: f32)
     -> Result<FloatVector, ModelError>;
 
     /// Hears of each part as it is complete, in the order of the forward pass.
-    fn built(&mut self, _part: Built<'_>) -> Result<(), ModelError> {
+    fn built(&mut self, _part: Built<'_, W>) -> Result<(), ModelError> {
         Ok(())
     }
 }
 
 /// A part of a model that is complete.
-pub(crate) enum Built<'a> {
+pub(crate) enum Built<'a, W = Weight> {
     /// The embeddings of tokens and, where they are learned, of positions.
-    Embeddings(&'a Weight, Option<&'a Weight>),
+    Embeddings(&'a W, Option<&'a W>),
     /// A block and its number.
-    Block(usize, &'a Block),
+    Block(usize, &'a Block<W>),
 }
 
 /// The model that `config` describes, its parameters taken from `source` in the order of the
 /// forward pass.
-pub(crate) fn build(
+pub(crate) fn build<W>(
     config: &Config,
     vocab: usize,
-    source: &mut dyn Source,
-) -> Result<Model, ModelError> {
+    source: &mut dyn Source<W>,
+) -> Result<Model<W>, ModelError> {
     let shape = ModelShape::new(config, vocab)?;
     let m = &config.model;
     let grid = Grid::by_id(&m.grid)
@@ -99,13 +99,13 @@ pub(crate) fn build(
 }
 
 /// Block `layer` of that model.
-pub(crate) fn block(
+pub(crate) fn block<W>(
     config: &Config,
     shape: &ModelShape,
     layer: usize,
-    source: &mut dyn Source,
+    source: &mut dyn Source<W>,
     grid: &Grid,
-) -> Result<Block, ModelError> {
+) -> Result<Block<W>, ModelError> {
     let m = &config.model;
     let fine = Grid::fine();
     let last = layer + 1 == shape.n_layer;
@@ -243,7 +243,7 @@ impl Source for Stored<'_> {
 
 /// `len` values ~ N(0, std²), a pure function of (seed, tensor): Box-Muller over counter-based
 /// random numbers.
-fn normal_values(seed: u64, tensor: u16, len: usize, std: f32) -> Vec<f32> {
+pub(crate) fn normal_values(seed: u64, tensor: u16, len: usize, std: f32) -> Vec<f32> {
     let key = [seed as u32, (seed >> 32) as u32];
     let mut values = vec![0.0f32; len];
     values.par_chunks_mut(4).enumerate().for_each(|(i, chunk)| {

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::fault_point;
+use crate::inference::InferenceModel;
 use crate::model::Model;
 use crate::tokenizer::Tokenizer;
 
@@ -207,7 +208,13 @@ impl Checkpoint {
         model.load_state(StatePart::Model, &self.tensors(MODEL_FILE)?)
     }
 
-    /// The model for inference: no ballots, no moments.
+    /// The model packed for inference, its tensors read a few rows at a time.
+    pub fn load_for_inference(&self) -> Result<InferenceModel, ModelError> {
+        let file = self.tensors(MODEL_FILE)?;
+        InferenceModel::packed(&self.config, self.position.vocab, &file)
+    }
+
+    /// The model without what trains it: no ballots, no moments.
     pub fn load_model(&self) -> Result<Model, ModelError> {
         Model::from_tensors(
             &self.config,

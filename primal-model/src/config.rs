@@ -5,6 +5,7 @@ mod model;
 use std::path::PathBuf;
 
 pub use model::{FeedForward, FloatPart, ModelConfig, NormKind, PositionKind, RopeScaling};
+use primal_kernels::CacheKind;
 pub use primal_optim::{OptimConfig, Rule};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -16,7 +17,8 @@ pub const PRESETS: [&str; 4] = ["shakespeare-char", "small", "ghost-0.1b", "llam
 
 /// Keys that change how long a run is, what it costs, what it reads and how it is watched, but not
 /// what a step computes; the data is compared by its fingerprint, not by its path.
-const FREE_ON_RESUME: [&str; 16] = [
+const FREE_ON_RESUME: [&str; 17] = [
+    "inference.kv_cache",
     "data.train",
     "data.val",
     "data.val_fraction",
@@ -35,8 +37,8 @@ const FREE_ON_RESUME: [&str; 16] = [
     "train.memory_budget_mib",
 ];
 
-/// The complete configuration of a run. TOML sections `[model]`, `[data]`, `[train]`, `[optim]`;
-/// keys are the field names, a missing key has its default, an unknown key is an error.
+/// The complete configuration of a run. TOML sections `[model]`, `[data]`, `[train]`, `[optim]`,
+/// `[inference]`; keys are the field names, a missing key has its default, an unknown key is an error.
 ///
 /// The default is the preset `small`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,6 +52,8 @@ pub struct Config {
     pub train: TrainConfig,
     /// Learning rule and its numbers.
     pub optim: OptimConfig,
+    /// How the model is run.
+    pub inference: InferenceConfig,
 }
 
 /// Where the text comes from and how it becomes tokens.
@@ -123,6 +127,37 @@ pub enum Compute {
     Int8,
     /// In float32.
     Float,
+}
+
+/// How a model is run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InferenceConfig {
+    /// How keys and values of past tokens are kept.
+    pub kv_cache: KvCacheKind,
+}
+
+/// How keys and values of past tokens are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvCacheKind {
+    /// In two bytes.
+    #[default]
+    F16,
+    /// In one byte, with a scale a token and head.
+    Int8,
+    /// In four bytes.
+    F32,
+}
+
+impl From<KvCacheKind> for CacheKind {
+    fn from(kind: KvCacheKind) -> CacheKind {
+        match kind {
+            KvCacheKind::F16 => CacheKind::F16,
+            KvCacheKind::Int8 => CacheKind::Int8,
+            KvCacheKind::F32 => CacheKind::F32,
+        }
+    }
 }
 
 /// What computes.

@@ -5,7 +5,7 @@ use primal_kernels::VOCAB_TILE;
 use primal_optim::TILE_ROWS;
 
 use crate::config::Config;
-use crate::ledger::{Ledger, matrices, vector_weights};
+use crate::ledger::{Ledger, PlannedMatrix, matrices, vector_weights};
 use crate::rope::Rope;
 use crate::shape::ModelShape;
 
@@ -55,8 +55,8 @@ impl Ledger {
         let all = matrices(config, shape);
         let (mut codes, mut ballots, mut votes, mut statistics) = (0_u64, 0_u64, 0_u64, 0_u64);
         let (mut scales, mut pieces) = (0, 0);
-        for (_, (rows, cols), grid) in &all {
-            let (rows, cols) = (*rows as u64, *cols as u64);
+        for PlannedMatrix { size, grid, .. } in &all {
+            let (rows, cols) = (size.0 as u64, size.1 as u64);
             let wide = grid.as_ref().is_some_and(|grid| grid.is_wide());
             codes += rows * cols.div_ceil(2) + 32 * 4;
             codes += if wide { rows * cols.div_ceil(8) } else { 0 };
@@ -90,8 +90,8 @@ impl Ledger {
     /// The memory of a GPU that generates with a full context.
     pub fn for_gpu_inference(config: &Config, shape: &ModelShape) -> Ledger {
         let mut weights = 0;
-        for (_, (rows, cols), grid) in matrices(config, shape) {
-            let (rows, cols) = (rows as u64, cols as u64);
+        for PlannedMatrix { size, grid, .. } in matrices(config, shape) {
+            let (rows, cols) = (size.0 as u64, size.1 as u64);
             weights += match grid {
                 Some(grid) if grid.is_wide() => {
                     rows * (cols.div_ceil(2) + cols.div_ceil(8) + 4) + 128

@@ -19,6 +19,15 @@ pub enum ModelError {
         source: std::io::Error,
     },
 
+    /// The operating system gave no memory.
+    #[error("cannot allocate {bytes} bytes for the weights: {reason}")]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// The reason the operating system gave.
+        reason: String,
+    },
+
     /// A configuration that is not TOML, or a value of the wrong type.
     #[error("config: {0}")]
     ConfigSyntax(String),

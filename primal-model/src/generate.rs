@@ -1,68 +1,109 @@
-//! Generation, one token at a time, with a key and value cache.
+//! Feeding tokens to a model, many at once or one at a time, with a cache of keys and values.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use primal_kernels as kernels;
-use primal_kernels::{Isa, MatrixRows};
+use primal_kernels::{CacheKind, Isa, KvCache, MatrixRows, QuantisedRows};
+use rayon::Yield;
+use rayon::prelude::*;
 
+use crate::block::activate;
 use crate::error::ModelError;
-use crate::layers::{Norm, NormStats, weight_matvec};
-use crate::model::Model;
+use crate::inference::InferenceModel;
+use crate::layers::NormStats;
 use crate::shape::ModelShape;
 
+/// Tokens that go through the model together: enough for the products to be bound by arithmetic,
+/// few enough for the buffers to be small beside the weights.
+pub const CHUNK_TOKENS: usize = 96;
+
+/// Whether threads are kept awake already: two that do so could wait for each other, each below
+/// the other on a thread's stack.
+static AWAKE: AtomicBool = AtomicBool::new(false);
+
 /// Feeds tokens to a model and holds what it remembers of them.
+///
+/// Tokens fed together give the same bits as one after the other, where every matrix is on a grid.
 pub struct Generator<'m> {
-    model: &'m Model,
+    model: &'m InferenceModel,
     isa: Isa,
-    /// One a block: (context, KV·D) each.
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
+    /// One a block.
+    caches: Vec<KvCache>,
     /// The tokens in the cache, in order.
     history: Vec<u32>,
-    /// (C) residual stream, normed stream; (H·D) attention output; ((H + 2·KV)·D) qkv; (U) up;
-    /// (F) hidden; (C) what a layer adds; (V) logits.
-    stream: Vec<f32>,
-    normed: Vec<f32>,
-    attention: Vec<f32>,
-    qkv: Vec<f32>,
-    up: Vec<f32>,
-    hidden: Vec<f32>,
-    part: Vec<f32>,
+    buffers: Buffers,
+    /// (V).
     logits: Vec<f32>,
+}
+
+/// Buffers of a chunk of n tokens.
+struct Buffers {
+    /// (n, C), the residual stream.
+    stream: Vec<f32>,
+    /// (n, C), what a norm gives to a layer and what the layer adds to the stream.
+    normed: Vec<f32>,
+    /// (n, (H + 2·KV)·D) and (n, H·D) in one half of a block, (n, U) and (n, F) in the other.
+    wide: Vec<f32>,
     stats: NormStats,
+    quantised: QuantisedRows,
+    /// Row of the last token read.
+    last: usize,
+}
+
+impl Buffers {
+    fn new(shape: &ModelShape) -> Self {
+        let n = chunk_tokens(shape);
+        Buffers {
+            stream: vec![0.0; n * shape.width],
+            normed: vec![0.0; n * shape.width],
+            wide: vec![0.0; n * wide(shape)],
+            stats: NormStats::new(n),
+            quantised: QuantisedRows::new(n, shape.widest()),
+            last: 0,
+        }
+    }
+
+    fn bytes(shape: &ModelShape) -> u64 {
+        let n = chunk_tokens(shape);
+        4 * (n * (2 * shape.width + wide(shape) + 2)) as u64
+            + QuantisedRows::bytes(n, shape.widest())
+    }
+}
+
+fn chunk_tokens(shape: &ModelShape) -> usize {
+    CHUNK_TOKENS.min(shape.context)
+}
+
+/// Elements a token of [`Buffers::wide`].
+fn wide(shape: &ModelShape) -> usize {
+    let attention = shape.qkv_width() + shape.attention_width();
+    attention.max(shape.up_width() + shape.ff_width)
 }
 
 impl<'m> Generator<'m> {
     /// An empty memory for `model`.
-    pub fn new(model: &'m Model, isa: Isa) -> Self {
+    pub fn new(model: &'m InferenceModel, isa: Isa, cache: CacheKind) -> Self {
         let shape = model.shape();
-        let cache = || vec![vec![0.0; shape.context * shape.kv_width()]; shape.n_layer];
+        let new_cache = |_| KvCache::new(cache, shape.n_kv_head, shape.head_dim, shape.context);
         Generator {
             model,
             isa,
-            keys: cache(),
-            values: cache(),
+            caches: (0..shape.n_layer).map(new_cache).collect(),
             history: Vec::with_capacity(shape.context),
-            stream: vec![0.0; shape.width],
-            normed: vec![0.0; shape.width],
-            attention: vec![0.0; shape.attention_width()],
-            qkv: vec![0.0; shape.qkv_width()],
-            up: vec![0.0; shape.up_width()],
-            hidden: vec![0.0; shape.ff_width],
-            part: vec![0.0; shape.width],
+            buffers: Buffers::new(shape),
             logits: vec![0.0; shape.vocab],
-            stats: NormStats::new(1),
         }
     }
 
-    /// Bytes of the key and value cache and the buffers, for a model of this shape.
-    pub fn bytes(shape: &ModelShape) -> u64 {
-        let cache = 2 * shape.n_layer * shape.context * shape.kv_width();
-        let buffers = 3 * shape.width
-            + shape.attention_width()
-            + shape.qkv_width()
-            + shape.up_width()
-            + shape.ff_width
-            + shape.vocab;
-        4 * (cache + buffers + shape.context) as u64
+    /// Bytes of the key and value cache for a model of this shape.
+    pub fn cache_bytes(shape: &ModelShape, cache: CacheKind) -> u64 {
+        let layer = KvCache::bytes(cache, shape.n_kv_head, shape.head_dim, shape.context);
+        shape.n_layer as u64 * layer
+    }
+
+    /// Bytes of all buffers but the cache.
+    pub fn buffer_bytes(shape: &ModelShape) -> u64 {
+        Buffers::bytes(shape) + 4 * (shape.vocab + shape.context) as u64
     }
 
     /// Tokens in memory.
@@ -106,19 +147,19 @@ impl<'m> Generator<'m> {
                 shape.vocab
             )));
         }
-        for &token in tokens {
-            if self.history.len() == shape.context {
-                let keep = self
-                    .history
-                    .split_off(self.history.len() - (shape.context / 2).max(1) + 1);
-                self.history.clear();
-                for old in keep {
-                    self.advance(old);
+        with_threads_awake(|| {
+            let mut rest = tokens;
+            while !rest.is_empty() {
+                if self.history.len() == shape.context {
+                    self.forget_half();
                 }
+                let room = shape.context - self.history.len();
+                let (now, later) = rest.split_at(rest.len().min(room));
+                self.read(now);
+                rest = later;
             }
-            self.advance(token);
-        }
-        self.output();
+            self.output();
+        });
         Ok(&self.logits)
     }
 
@@ -127,60 +168,126 @@ impl<'m> Generator<'m> {
         &self.logits
     }
 
-    fn advance(&mut self, token: u32) {
+    fn forget_half(&mut self) {
+        let context = self.model.shape().context;
+        let kept = self.history.split_off(context - (context / 2).max(1) + 1);
+        self.history.clear();
+        self.read(&kept);
+    }
+
+    /// Feeds tokens that fit the context.
+    fn read(&mut self, tokens: &[u32]) {
+        for chunk in tokens.chunks(chunk_tokens(self.model.shape())) {
+            self.read_chunk(chunk);
+        }
+    }
+
+    /// Leaves the residual stream of the tokens in the buffers.
+    fn read_chunk(&mut self, tokens: &[u32]) {
         let (isa, model) = (self.isa, self.model);
         let shape = *model.shape();
-        let position = self.history.len();
-        self.history.push(token);
-        model
-            .tok_embedding
-            .fill_row(isa, token as usize, &mut self.stream);
-        if let Some(embedding) = &model.pos_embedding {
-            embedding.fill_row(isa, position, &mut self.part);
-            kernels::add(isa, &self.part, &mut self.stream);
+        let (n, c, first) = (tokens.len(), shape.width, self.history.len());
+        self.history.extend(tokens);
+        let Buffers {
+            stream,
+            normed,
+            wide,
+            stats,
+            quantised,
+            last,
+        } = &mut self.buffers;
+        *last = n - 1;
+        let stream = &mut stream[..n * c];
+        let normed = &mut normed[..n * c];
+
+        let embed = |embedding: &dyn MatrixRows,
+                     rows: &(dyn Fn(usize) -> usize + Sync),
+                     out: &mut [f32]| {
+            out.par_chunks_mut(c).enumerate().for_each(|(i, row)| {
+                embedding.fill_row(isa, rows(i), row);
+            });
+        };
+        embed(&model.tok_embedding, &|i| tokens[i] as usize, stream);
+        if let Some(positions) = &model.pos_embedding {
+            embed(positions, &|i| first + i, normed);
+            kernels::add(isa, normed, stream);
         }
-        let time = position + 1;
-        let attention = shape.attention(1, time);
-        let (queries, kv) = (shape.attention_width(), shape.kv_width());
-        for (layer, block) in model.blocks.iter().enumerate() {
-            self.norm(&block.norm1);
-            block.qkv.forward_one(isa, &self.normed, &mut self.qkv);
+        for (block, cache) in model.blocks.iter().zip(&mut self.caches) {
+            let (qkv, rest) = wide.split_at_mut(n * shape.qkv_width());
+            let attention = &mut rest[..n * shape.attention_width()];
+            block.norm1.forward(isa, stream, normed, stats);
+            block.qkv.forward(isa, normed, qkv, quantised);
             if let Some(rope) = &model.rope {
-                rope.forward(isa, position, 1, &mut self.qkv);
+                rope.forward(isa, first, n, qkv);
             }
-            let (keys, values) = (&mut self.keys[layer], &mut self.values[layer]);
-            let new = position * kv..time * kv;
-            keys[new.clone()].copy_from_slice(&self.qkv[queries..queries + kv]);
-            values[new].copy_from_slice(&self.qkv[queries + kv..]);
-            kernels::attention_decode(
+            cache.store(first, qkv, shape.qkv_width());
+            kernels::attention_cached(
                 isa,
-                &attention,
-                &self.qkv[..queries],
-                &keys[..time * kv],
-                &values[..time * kv],
-                &mut self.attention,
+                cache,
+                shape.n_head,
+                first,
+                qkv,
+                shape.qkv_width(),
+                attention,
             );
             block
                 .attention_out
-                .forward_one(isa, &self.attention, &mut self.part);
-            kernels::add(isa, &self.part, &mut self.stream);
+                .forward(isa, attention, normed, quantised);
+            kernels::add(isa, normed, stream);
 
-            self.norm(&block.norm2);
-            block.up.forward_one(isa, &self.normed, &mut self.up);
-            block.activate(isa, &self.up, &mut self.hidden);
-            block.down.forward_one(isa, &self.hidden, &mut self.part);
-            kernels::add(isa, &self.part, &mut self.stream);
+            let (up, rest) = wide.split_at_mut(n * shape.up_width());
+            let hidden = &mut rest[..n * shape.ff_width];
+            block.norm2.forward(isa, stream, normed, stats);
+            block.up.forward(isa, normed, up, quantised);
+            activate(isa, block.feed_forward, up, shape.ff_width, hidden);
+            block.down.forward(isa, hidden, normed, quantised);
+            kernels::add(isa, normed, stream);
         }
     }
 
+    /// The logits of the last token read.
     fn output(&mut self) {
         let model = self.model;
-        self.norm(&model.norm);
+        let c = model.shape().width;
+        let buffers = &mut self.buffers;
+        let stream = &buffers.stream[buffers.last * c..][..c];
+        let normed = &mut buffers.normed[..c];
+        model
+            .norm
+            .forward(self.isa, stream, normed, &mut buffers.stats);
         let head = model.head.as_ref().unwrap_or(&model.tok_embedding);
-        weight_matvec(self.isa, head, &self.normed, &mut self.logits);
+        head.multiply(self.isa, normed, &mut self.logits, &mut buffers.quantised);
     }
+}
 
-    fn norm(&mut self, norm: &Norm) {
-        norm.forward(self.isa, &self.stream, &mut self.normed, &mut self.stats);
+/// Does `work` on a thread of the pool while the others look for its parallel steps without rest.
+/// A token has some two hundred steps, each shorter than it takes to wake a thread.
+fn with_threads_awake(work: impl FnOnce() + Send) {
+    /// Lets the others go, also when `work` panics.
+    struct Release<'a>(&'a AtomicBool);
+    impl Drop for Release<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+            AWAKE.store(false, Ordering::Release);
+        }
     }
+    if rayon::current_num_threads() == 1 || AWAKE.swap(true, Ordering::Acquire) {
+        return rayon::scope(|_| work());
+    }
+    let done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let release = Release(&done);
+        let here = rayon::current_thread_index();
+        let done = &done;
+        scope.spawn_broadcast(move |_, context| {
+            let elsewhere = here != Some(context.index());
+            while elsewhere && !done.load(Ordering::Acquire) {
+                if rayon::yield_now() != Some(Yield::Executed) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        work();
+        drop(release);
+    });
 }

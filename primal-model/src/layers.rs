@@ -142,8 +142,8 @@ impl Norm {
 
 /// y = x Wᵀ + b with W (out, in) on the grid or float.
 #[derive(Clone, Debug)]
-pub(crate) struct Linear {
-    pub(crate) weight: Weight,
+pub(crate) struct Linear<W = Weight> {
+    pub(crate) weight: W,
     pub(crate) bias: Option<FloatVector>,
 }
 
@@ -206,27 +206,6 @@ impl Linear {
             }
         }
         finite
-    }
-
-    /// y (out) = W x + b for a single token.
-    pub(crate) fn forward_one(&self, isa: Isa, x: &[f32], y: &mut [f32]) {
-        weight_matvec(isa, &self.weight, x, y);
-        if let Some(bias) = &self.bias {
-            kernels::add_bias(isa, y, bias.values());
-        }
-    }
-}
-
-/// y (rows) = W x for a single token.
-pub(crate) fn weight_matvec(isa: Isa, weight: &Weight, x: &[f32], y: &mut [f32]) {
-    match (weight.quant(), weight.dense()) {
-        (Some(matrix), _) => kernels::matvec(isa, matrix, x, y),
-        (None, Some(values)) => {
-            for (y, row) in y.iter_mut().zip(values.chunks_exact(x.len())) {
-                *y = kernels::dot(isa, row, x);
-            }
-        }
-        (None, None) => unreachable!("a weight has values on the grid or float ones"),
     }
 }
 

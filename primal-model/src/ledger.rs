@@ -9,6 +9,7 @@ use crate::config::{Config, FloatPart};
 use crate::data::Dataset;
 use crate::error::ModelError;
 use crate::generate::Generator;
+use crate::inference::Matrix;
 use crate::rope::Rope;
 use crate::shape::ModelShape;
 
@@ -49,7 +50,10 @@ impl Ledger {
         let rule = config.optim.rule;
         let many = train.micro_batches > 1;
         let mut weights = WeightBytes::default();
-        for (layer, size, grid) in matrices(config, shape) {
+        for planned in matrices(config, shape) {
+            let PlannedMatrix {
+                layer, size, grid, ..
+            } = planned;
             let grid = grid.as_ref().filter(|_| rule != Rule::Adamw);
             let group = config.model.group;
             let only = &train.only_blocks;
@@ -138,20 +142,20 @@ impl Ledger {
 
     /// The ledger of generation with a full context.
     pub fn for_inference(config: &Config, shape: &ModelShape, threads: usize) -> Ledger {
-        let mut values = 0;
-        for (_, size, grid) in matrices(config, shape) {
-            let group = config.model.group;
-            let plan = WeightBytes::plan(size, grid.as_ref(), group, Rule::Frozen, false);
-            values += plan.still(grid.is_some()).total();
-        }
+        let kind = config.inference.kv_cache.into();
+        let values = matrices(config, shape).iter().map(Matrix::bytes).sum();
         let mut ledger = Ledger::empty(values, 0);
         ledger.row("weights", values);
         ledger.row("norms and biases", 4 * vector_weights(shape));
         ledger.row("angles of rotary positions", Rope::bytes(shape));
-        ledger.row("key and value cache, buffers", Generator::bytes(shape));
+        ledger.row("key and value cache", Generator::cache_bytes(shape, kind));
+        ledger.row(
+            "buffers of a chunk of tokens",
+            Generator::buffer_bytes(shape),
+        );
         ledger.row(
             "scratch of all threads",
-            threads as u64 * 4 * shape.ff_width.max(shape.context) as u64,
+            threads as u64 * primal_kernels::int8_panel_bytes(shape.widest()),
         );
         ledger.row("program", PROGRAM_BYTES);
         ledger
@@ -204,8 +208,19 @@ impl Ledger {
     }
 }
 
-/// A matrix: its block, its (rows, cols) and its grid, `None` for float.
-pub(crate) type PlannedMatrix = (Option<usize>, (usize, usize), Option<Grid>);
+/// A matrix that a configuration asks for.
+pub(crate) struct PlannedMatrix {
+    /// Its block, if it belongs to one.
+    pub(crate) layer: Option<usize>,
+    /// (rows, cols).
+    pub(crate) size: (usize, usize),
+    /// `None` for float.
+    pub(crate) grid: Option<Grid>,
+    /// Columns that share a scale; 0 means all of a row.
+    pub(crate) group: usize,
+    /// Whether tokens are multiplied with it, or only rows of it looked up.
+    pub(crate) multiplied: bool,
+}
 
 /// Every matrix.
 pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix> {
@@ -218,22 +233,36 @@ pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix
         ..
     } = *shape;
     let grid = Grid::by_id(&config.model.grid).unwrap_or_else(Grid::prime);
-    let on = |part, grid: &Grid| (!config.model.is_float(part)).then(|| grid.clone());
-    let mut list = vec![(None, (vocab, c), on(FloatPart::Embeddings, &grid))];
+    let planned = |layer, size, part, grid: &Grid| PlannedMatrix {
+        layer,
+        group: config.model.group,
+        size,
+        grid: (!config.model.is_float(part)).then(|| grid.clone()),
+        multiplied: part != FloatPart::Embeddings,
+    };
+    let mut list = vec![PlannedMatrix {
+        multiplied: tie_head,
+        ..planned(None, (vocab, c), FloatPart::Embeddings, &grid)
+    }];
     if shape.learned_positions() {
-        list.push((None, (context, c), on(FloatPart::Embeddings, &grid)));
+        list.push(planned(None, (context, c), FloatPart::Embeddings, &grid));
     }
     for layer in 0..n_layer {
         let fine = config.model.fine_last_block && layer + 1 == n_layer;
         let grid = if fine { Grid::fine() } else { grid.clone() };
         let [qkv, attention_out, up, down] = shape.block_matrices();
-        list.push((Some(layer), qkv, on(FloatPart::Attention, &grid)));
-        list.push((Some(layer), attention_out, on(FloatPart::Attention, &grid)));
-        list.push((Some(layer), up, on(FloatPart::Mlp, &grid)));
-        list.push((Some(layer), down, on(FloatPart::Mlp, &grid)));
+        list.push(planned(Some(layer), qkv, FloatPart::Attention, &grid));
+        list.push(planned(
+            Some(layer),
+            attention_out,
+            FloatPart::Attention,
+            &grid,
+        ));
+        list.push(planned(Some(layer), up, FloatPart::Mlp, &grid));
+        list.push(planned(Some(layer), down, FloatPart::Mlp, &grid));
     }
     if !tie_head {
-        list.push((None, (vocab, c), on(FloatPart::Head, &grid)));
+        list.push(planned(None, (vocab, c), FloatPart::Head, &grid));
     }
     list
 }

@@ -2,8 +2,8 @@
 //!
 //! [`train::Trainer`] is the whole path: it reads data ([`data`], [`corpus`], [`tokenizer`]),
 //! builds a [`Model`] whose matrices live on the grid, runs the training loop, measures held-out
-//! loss ([`eval`]) and writes [`checkpoint`]s that hold the complete state. [`generate`] and
-//! [`sampling`] write text; [`ledger`] knows every buffer beforehand.
+//! loss ([`eval`]) and writes [`checkpoint`]s that hold the complete state. an
+//! [`InferenceModel`] reads and writes text through [`generate`] and [`sampling`]; [`ledger`] knows every buffer beforehand.
 //!
 //! ```
 //! use std::ops::ControlFlow;
@@ -44,6 +44,7 @@ pub mod foreign;
 pub mod generate;
 mod grid_use;
 pub mod import;
+mod inference;
 mod instructions;
 mod layers;
 pub mod ledger;
@@ -63,5 +64,6 @@ pub mod train;
 pub mod voice;
 
 pub use error::ModelError;
+pub use inference::{InferenceModel, Matrix};
 pub use model::{Model, Pass};
 pub use shape::ModelShape;

@@ -35,30 +35,32 @@ pub struct Pass<'a> {
     pub targets: &'a [u32],
 }
 
-/// A decoder of the GPT-2 or Llama family; trainable or for inference.
+/// A decoder of the GPT-2 or Llama family; W holds its matrices: [`Weight`] to train them.
 #[derive(Clone, Debug)]
-pub struct Model {
+pub struct Model<W = Weight> {
     pub(crate) shape: ModelShape,
-    pub(crate) tok_embedding: Weight,
+    pub(crate) tok_embedding: W,
     /// `None` where positions are rotary.
-    pub(crate) pos_embedding: Option<Weight>,
+    pub(crate) pos_embedding: Option<W>,
     /// `None` where positions are learned.
     pub(crate) rope: Option<Rope>,
-    pub(crate) blocks: Vec<Block>,
+    pub(crate) blocks: Vec<Block<W>>,
     pub(crate) norm: Norm,
     /// `None` when tied to the token embedding.
-    pub(crate) head: Option<Weight>,
+    pub(crate) head: Option<W>,
+}
+
+impl<W> Model<W> {
+    /// The sizes.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
 }
 
 impl Model {
     /// A model with fresh weights, a pure function of config, vocabulary and seed.
     pub fn new(config: &Config, vocab: usize) -> Result<Self, ModelError> {
         build(config, vocab, &mut Fresh::new(config))
-    }
-
-    /// The sizes.
-    pub fn shape(&self) -> &ModelShape {
-        &self.shape
     }
 
     /// The matrices on the grid with their names.

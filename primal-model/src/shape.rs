@@ -108,6 +108,12 @@ impl ModelShape {
         }
     }
 
+    /// Columns of the widest matrix.
+    pub fn widest(&self) -> usize {
+        let blocks = self.block_matrices().map(|(_, cols)| cols);
+        blocks.into_iter().fold(self.width, usize::max)
+    }
+
     /// Whether norms have biases.
     pub fn norm_bias(&self) -> bool {
         self.biases && self.norm == NormKind::Layer

@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use primal_kernels::Isa;
-use primal_model::Model;
+use primal_kernels::{Isa, read_rate};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::Config;
 use primal_model::generate::Generator;
 use primal_model::process::peak_rss_bytes;
 use primal_model::train::{Event, Trainer};
+use primal_model::{InferenceModel, Model};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
@@ -38,6 +38,22 @@ struct Row<'a> {
     weight_bytes: u64,
     peak_rss_bytes: u64,
     peak_vram_bytes: Option<u64>,
+    /// How fast all threads read the weights and do nothing else, measured around the test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_bytes_per_s: Option<f64>,
+    /// The share of it that writing reaches: weights read a second by that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bandwidth_fraction: Option<f64>,
+}
+
+/// What a test measured.
+struct Measured {
+    test: String,
+    /// Tokens per second, one a repetition.
+    speeds: Vec<f64>,
+    weight_bytes: u64,
+    /// Of writing: bytes read a second by reading alone, and bytes of weights a token.
+    reading_alone: Option<(f64, f64)>,
 }
 
 /// What is measured: a model's name, its configuration and its vocabulary.
@@ -69,24 +85,33 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     }
     if !args.json {
         output::line(format_args!(
-            "{:<18} {:<8} {:>7} {:>8} {:>12} {:>12} {:>12} {:>12}",
-            "model", "isa", "threads", "test", "tokens/s", "min", "max", "weights"
+            "{:<18} {:<8} {:>7} {:>8} {:>12} {:>12} {:>12} {:>12} {:>10}",
+            "model", "isa", "threads", "test", "tokens/s", "min", "max", "weights", "of floor"
         ))?;
     }
-    let print = |test: String, mut speeds: Vec<f64>, weight_bytes: u64| -> Result<()> {
+    let print = |measured: Measured| -> Result<()> {
+        let Measured {
+            test,
+            mut speeds,
+            weight_bytes,
+            reading_alone,
+        } = measured;
         speeds.sort_by(f64::total_cmp);
+        let tokens_per_s = speeds[speeds.len() / 2];
         let row = Row {
             model: &subject.name,
             backend: "cpu",
             isa: isa.name(),
             threads: rayon::current_num_threads(),
             test,
-            tokens_per_s: speeds[speeds.len() / 2],
+            tokens_per_s,
             min: speeds[0],
             max: speeds[speeds.len() - 1],
             weight_bytes,
             peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
             peak_vram_bytes: None,
+            read_bytes_per_s: reading_alone.map(|(rate, _)| rate),
+            bandwidth_fraction: reading_alone.map(|(rate, bytes)| tokens_per_s * bytes / rate),
         };
         if args.json {
             output::json(&row)
@@ -96,25 +121,42 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     };
     if !(pp.is_empty() && tg.is_empty()) {
         let model = subject.model()?;
-        let weight_bytes = weight_bytes(&model);
+        let weight_bytes = model.weight_bytes();
+        let kv_cache = args.kv_cache.unwrap_or(subject.config.inference.kv_cache);
+        let mut generator = Generator::new(&model, isa, kv_cache.into());
+        let vocab = model.shape().vocab;
         for length in pp {
-            print(
-                format!("pp{length}"),
-                reading(&model, isa, length, args.reps)?,
+            print(Measured {
+                test: format!("pp{length}"),
+                speeds: reading(&mut generator, vocab, length, args.reps)?,
                 weight_bytes,
-            )?;
+                reading_alone: None,
+            })?;
         }
+        let codes = model.codes();
+        let code_bytes: usize = codes.iter().map(|part| part.len()).sum();
         for length in tg {
-            print(
-                format!("tg{length}"),
-                writing(&model, isa, length, args.reps)?,
+            let mut rates = read_rate(isa, &codes, args.reps);
+            let speeds = writing(&mut generator, vocab, length, args.reps)?;
+            rates.extend(read_rate(isa, &codes, args.reps));
+            rates.sort_by(f64::total_cmp);
+            print(Measured {
+                test: format!("tg{length}"),
+                speeds,
                 weight_bytes,
-            )?;
+                reading_alone: (code_bytes > 0)
+                    .then(|| (rates[rates.len() / 2], code_bytes as f64)),
+            })?;
         }
     }
     if args.train {
         let (speeds, weight_bytes) = training(&subject, args)?;
-        print("train".to_string(), speeds, weight_bytes)?;
+        print(Measured {
+            test: "train".to_string(),
+            speeds,
+            weight_bytes,
+            reading_alone: None,
+        })?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -151,21 +193,24 @@ impl Subject {
     }
 
     /// The checkpoint's weights, or random ones.
-    fn model(&self) -> Result<Model> {
+    fn model(&self) -> Result<InferenceModel> {
         Ok(match &self.checkpoint {
-            Some(checkpoint) => checkpoint.load_model()?,
-            None => Model::new(&self.config, self.vocab)?,
+            Some(checkpoint) => checkpoint.load_for_inference()?,
+            None => InferenceModel::random(&self.config, self.vocab)?,
         })
     }
 }
 
 /// Tokens per second of reading a prompt of `length` into an empty memory.
-fn reading(model: &Model, isa: Isa, length: usize, reps: usize) -> Result<Vec<f64>> {
-    let vocab = model.shape().vocab;
+fn reading(
+    generator: &mut Generator<'_>,
+    vocab: usize,
+    length: usize,
+    reps: usize,
+) -> Result<Vec<f64>> {
     let prompt: Vec<u32> = (0..length)
         .map(|index| made_up_token(index, vocab))
         .collect();
-    let mut generator = Generator::new(model, isa);
     let mut once = || -> Result<f64> {
         generator.clear();
         let started = Instant::now();
@@ -177,9 +222,12 @@ fn reading(model: &Model, isa: Isa, length: usize, reps: usize) -> Result<Vec<f6
 }
 
 /// Tokens per second of writing `length` tokens one at a time.
-fn writing(model: &Model, isa: Isa, length: usize, reps: usize) -> Result<Vec<f64>> {
-    let vocab = model.shape().vocab;
-    let mut generator = Generator::new(model, isa);
+fn writing(
+    generator: &mut Generator<'_>,
+    vocab: usize,
+    length: usize,
+    reps: usize,
+) -> Result<Vec<f64>> {
     let mut once = || -> Result<f64> {
         generator.clear();
         let started = Instant::now();
@@ -260,7 +308,7 @@ fn weight_bytes(model: &Model) -> u64 {
 
 fn print_row(row: &Row<'_>) -> Result<()> {
     output::line(format_args!(
-        "{:<18} {:<8} {:>7} {:>8} {:>12.1} {:>12.1} {:>12.1} {:>12}",
+        "{:<18} {:<8} {:>7} {:>8} {:>12.1} {:>12.1} {:>12.1} {:>12} {:>10}",
         row.model,
         row.isa,
         row.threads,
@@ -268,7 +316,12 @@ fn print_row(row: &Row<'_>) -> Result<()> {
         row.tokens_per_s,
         row.min,
         row.max,
-        output::bytes(row.weight_bytes)
+        output::bytes(row.weight_bytes),
+        row.bandwidth_fraction
+            .map_or("-".to_string(), |fraction| format!(
+                "{:.0} %",
+                100.0 * fraction
+            )),
     ))
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use primal_model::chat::{ChatTemplate, Message};
+use primal_model::checkpoint::Checkpoint;
 
 use crate::args::ChatArgs;
 use crate::commands::{Loaded, Writer};
@@ -18,8 +19,8 @@ use crate::report::INTERRUPTED;
 /// Reads lines and writes replies until `/exit` or the end of the input.
 pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     let sampler = args.sampling.sampler()?;
-    let loaded = Loaded::open(&args.model, args.threads)?;
-    let mut writer = Writer::new(&loaded, sampler);
+    let loaded = Loaded::open(&args.model, args.threads, Checkpoint::load_for_inference)?;
+    let mut writer = Writer::new(&loaded, sampler, args.kv_cache);
     let turn = Turn::watch_signals()?;
     let template = match loaded.tokenizer.settings() {
         Some(settings) => ChatTemplate::new(settings)?,

@@ -33,7 +33,7 @@ struct Report {
 
 /// Measures and prints.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
-    let loaded = Loaded::open(&args.model, args.threads)?;
+    let loaded = Loaded::open(&args.model, args.threads, Checkpoint::load_model)?;
     let documents = Documents::read(&args.data, &loaded.checkpoint.config.data.text_key)?;
     let tokens = TokenStream::encode(&documents, &loaded.tokenizer)?;
     let context = loaded.model.shape().context;

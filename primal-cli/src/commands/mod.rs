@@ -20,11 +20,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use primal_kernels::Isa;
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::Config;
+use primal_model::config::{Config, KvCacheKind};
 use primal_model::generate::Generator;
 use primal_model::sampling::{Sampling, TokenSampler};
 use primal_model::tokenizer::Tokenizer;
-use primal_model::{Model, ModelError};
+use primal_model::{InferenceModel, ModelError};
 
 use crate::args::{BaseArgs, SamplingArgs};
 use crate::report::WrongUsage;
@@ -56,21 +56,25 @@ fn start_threads(threads: usize) -> Result<()> {
         .context("cannot start the worker threads")
 }
 
-/// A model for inference with all that belongs to it.
-struct Loaded {
+/// A model with all that belongs to it; M is what it was loaded for.
+struct Loaded<M> {
     checkpoint: Checkpoint,
-    model: Model,
+    model: M,
     tokenizer: Tokenizer,
     isa: Isa,
 }
 
-impl Loaded {
-    /// Opens a checkpoint or the newest one of a run.
-    fn open(path: &Path, threads: usize) -> Result<Loaded> {
+impl<M> Loaded<M> {
+    /// Opens a checkpoint or the newest one of a run; `load` takes its model.
+    fn open(
+        path: &Path,
+        threads: usize,
+        load: impl FnOnce(&Checkpoint) -> Result<M, ModelError>,
+    ) -> Result<Self> {
         start_threads(threads)?;
         let isa = Isa::from_env()?;
         let checkpoint = Checkpoint::open(path)?;
-        let model = checkpoint.load_model()?;
+        let model = load(&checkpoint)?;
         let tokenizer = checkpoint.load_tokenizer()?;
         Ok(Loaded {
             checkpoint,
@@ -104,9 +108,15 @@ struct Writer<'m> {
 }
 
 impl<'m> Writer<'m> {
-    fn new(loaded: &'m Loaded, sampler: TokenSampler) -> Self {
+    fn new(
+        loaded: &'m Loaded<InferenceModel>,
+        sampler: TokenSampler,
+        kv_cache: Option<KvCacheKind>,
+    ) -> Self {
+        let configured = loaded.checkpoint.config.inference.kv_cache;
+        let kv_cache = kv_cache.unwrap_or(configured).into();
         Writer {
-            generator: Generator::new(&loaded.model, loaded.isa),
+            generator: Generator::new(&loaded.model, loaded.isa, kv_cache),
             tokenizer: &loaded.tokenizer,
             sampler,
             history: Vec::new(),

@@ -237,3 +237,103 @@ fn decoding_equals_the_last_row() {
         }
     }
 }
+
+/// The cached attention of all tokens, `step` of them at a time.
+fn cached(isa: Isa, kind: CacheKind, shape: &AttentionShape, qkv: &[f32], step: usize) -> Vec<f32> {
+    let &AttentionShape {
+        time,
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = shape;
+    let (width, out_width) = (shape.qkv_width(), shape.width());
+    let mut cache = KvCache::new(kind, kv_heads, head_dim, time + 3);
+    // What a forgotten conversation left behind must not matter.
+    let stale = vec![f32::NAN; (time + 3) * width];
+    cache.store(0, &stale, width);
+    let mut out = vec![9.0; time * out_width];
+    for (i, rows) in qkv.chunks(step * width).enumerate() {
+        let first = i * step;
+        let out = &mut out[first * out_width..][..rows.len() / width * out_width];
+        cache.store(first, rows, width);
+        attention_cached(isa, &cache, heads, first, rows, width, out);
+    }
+    out
+}
+
+#[test]
+fn a_cache_gives_the_formula_and_the_same_bits_for_any_step() {
+    for shape in SHAPES {
+        let shape = AttentionShape { batch: 1, ..shape };
+        let (qkv, _) = inputs(&shape);
+        for kind in [CacheKind::F32, CacheKind::F16, CacheKind::Int8] {
+            let what = format!("{kind:?} {shape:?}");
+            let best = cached(Isa::best(), kind, &shape, &qkv, shape.time);
+            let (want, _) = oracle(&shape, &wide(&rounded(kind, &shape, &qkv)));
+            assert_close(&best, &want, 3e-6, &what);
+            for isa in Isa::available() {
+                for step in [1, 3, 64, shape.time] {
+                    for got in on_one_and_two_threads(|| cached(isa, kind, &shape, &qkv, step)) {
+                        assert_eq!(got, best, "{} by {step}, {what}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `qkv` with keys and values as a cache of this kind gives them back.
+fn rounded(kind: CacheKind, shape: &AttentionShape, qkv: &[f32]) -> Vec<f32> {
+    let mut rounded = qkv.to_vec();
+    for row in rounded.chunks_exact_mut(shape.qkv_width()) {
+        for head in row[shape.width()..].chunks_exact_mut(shape.head_dim) {
+            let scale = head.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0;
+            for x in head {
+                *x = match kind {
+                    CacheKind::F32 => *x,
+                    CacheKind::F16 => half::f16::from_f32(*x).to_f32(),
+                    CacheKind::Int8 => (*x / scale).round_ties_even() * scale,
+                };
+            }
+        }
+    }
+    rounded
+}
+
+#[test]
+fn a_cache_keeps_bad_numbers_and_saturates_large_ones() {
+    let shape = shape(1, 5, 2, 1, 4);
+    let (mut qkv, _) = inputs(&shape);
+    let value = 3 * shape.qkv_width() + 3 * shape.head_dim;
+    for kind in [CacheKind::F32, CacheKind::F16, CacheKind::Int8] {
+        qkv[value] = 1e30;
+        let out = cached(Isa::best(), kind, &shape, &qkv, 5);
+        assert!(out.iter().all(|x| x.is_finite()), "{kind:?}: {out:?}");
+        qkv[value] = f32::NAN;
+        let out = cached(Isa::best(), kind, &shape, &qkv, 1);
+        let (before, after) = out.split_at(3 * shape.width());
+        assert!(before.iter().all(|x| x.is_finite()), "{kind:?}: {out:?}");
+        assert!(after[0].is_nan(), "{kind:?}: {out:?}");
+    }
+}
+
+#[test]
+fn a_cache_takes_what_it_says() {
+    for (kind, bytes) in [
+        (CacheKind::F32, 4),
+        (CacheKind::F16, 2),
+        (CacheKind::Int8, 1),
+    ] {
+        let scales = if kind == CacheKind::Int8 {
+            2 * 4 * 3 * 128
+        } else {
+            0
+        };
+        let want = 3 * 128 * (20 + 32) * bytes + scales;
+        assert_eq!(KvCache::bytes(kind, 3, 20, 65), want);
+        let cache = KvCache::new(kind, 3, 20, 65);
+        assert_eq!(cache.tokens(), 65);
+        assert_eq!(cache.allocated_bytes(), want);
+    }
+}

@@ -10,7 +10,7 @@ pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The CPU must have AVX2 and FMA.
+    /// The CPU must have AVX2, FMA and F16C.
     #[inline(always)]
     pub(crate) unsafe fn new_unchecked() -> Self {
         Avx2(())
@@ -172,6 +172,17 @@ impl Lanes for Avx2 {
         unsafe {
             _mm256_storeu_si256(to, x[0]);
             _mm256_storeu_si256(to.add(1), x[1]);
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; 16]) -> Floats {
+        // SAFETY: the token proves the features; the array holds the 32 bytes read.
+        unsafe {
+            let halves: *const __m128i = from.as_ptr().cast();
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(halves)),
+                _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1))),
+            ]
         }
     }
     #[inline(always)]

@@ -146,6 +146,11 @@ impl Lanes for Avx512 {
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
     }
     #[inline(always)]
+    fn load_f16(self, from: &[u16; 16]) -> __m512 {
+        // SAFETY: the token proves the features; the array holds the 32 bytes read.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
     fn load_i8(self, from: &[i8; 16]) -> __m512i {
         // SAFETY: the token proves the features; the array holds the 16 bytes read.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())) }

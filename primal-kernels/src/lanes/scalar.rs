@@ -2,6 +2,8 @@
 
 use std::array::from_fn;
 
+use half::f16;
+
 use super::Lanes;
 
 /// The token of the portable tier, which every CPU has.
@@ -135,6 +137,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn store_i(self, x: Self::I, to: &mut [i32; 16]) {
         *to = x;
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; 16]) -> Self::F {
+        from.map(|bits| f16::from_bits(bits).to_f32())
     }
     #[inline(always)]
     fn load_i8(self, from: &[i8; 16]) -> Self::I {

@@ -262,6 +262,31 @@ fn narrow_loads_and_stores_keep_order_and_sign() {
 }
 
 #[inline(always)]
+fn widened<L: Lanes>(lanes: L, from: &[u16; 16]) -> [f32; 16] {
+    let mut to = [0.0; 16];
+    lanes.store(lanes.load_f16(from), &mut to);
+    to
+}
+
+#[test]
+fn halves_widen_exactly() {
+    for isa in Isa::available() {
+        for start in (0..=u16::MAX).step_by(16) {
+            let bits: [u16; 16] = std::array::from_fn(|l| start + l as u16);
+            let to = dispatch!(isa, widened(&bits));
+            for (from, to) in bits.map(half::f16::from_bits).iter().zip(to) {
+                let same = to.to_bits() == from.to_f32().to_bits();
+                assert!(
+                    same || (from.is_nan() && to.is_nan()),
+                    "{}: {from:?}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[inline(always)]
 fn look_up<L: Lanes>(lanes: L, table: &[f32; 32], index: &[i32; 16]) -> [[f32; 16]; 2] {
     let (table, index) = (lanes.table(table), lanes.load_i(index));
     let mut out = [[0.0; 16]; 2];

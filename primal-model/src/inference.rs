@@ -1,0 +1,470 @@
+//! A model for inference: matrices in the order in which their products read them, nothing else.
+
+use std::ops::Range;
+
+use primal_kernels as kernels;
+use primal_kernels::{HugeArena, Isa, MatrixRows, PackedWeights, QuantisedRows, philox4x32};
+use primal_lut::{Grid, QuantInfo, QuantMatrix, TensorFile};
+use primal_optim::FloatVector;
+use rayon::prelude::*;
+
+use crate::block::Block;
+use crate::build::{INIT_STREAM, Source, build, normal_values};
+use crate::config::{Config, FloatPart};
+use crate::error::ModelError;
+use crate::layers::Linear;
+use crate::ledger::{PlannedMatrix, matrices};
+use crate::model::Model;
+use crate::shape::ModelShape;
+
+/// Weights that are packed at a time, by each thread.
+const SLAB_WEIGHTS: usize = 1 << 20;
+
+/// Rows of a slab are a multiple of this, as [`PackedWeights::set_rows`] asks.
+const SLAB_ROWS: usize = 16;
+
+/// A model that reads and writes text; see [`crate::generate::Generator`].
+pub type InferenceModel = Model<Matrix>;
+
+/// A matrix of an [`InferenceModel`].
+#[derive(Debug)]
+pub struct Matrix(Storage);
+
+#[derive(Debug)]
+enum Storage {
+    /// Multiplied in integers.
+    Packed(PackedWeights),
+    /// An embedding, or what the integer kernels do not take.
+    Plain(QuantMatrix),
+    /// A matrix that the configuration keeps float.
+    Dense {
+        rows: usize,
+        cols: usize,
+        /// (rows, cols) f32.
+        values: Vec<f32>,
+    },
+}
+
+impl Matrix {
+    /// Bytes of a planned matrix.
+    pub(crate) fn bytes(planned: &PlannedMatrix) -> u64 {
+        let (rows, cols) = planned.size;
+        let Some(grid) = &planned.grid else {
+            return 4 * (rows * cols) as u64;
+        };
+        let group = if planned.group == 0 {
+            cols
+        } else {
+            planned.group
+        };
+        let bytes = if planned.multiplied {
+            PackedWeights::arena_bytes(rows, cols, grid.is_wide())
+                + PackedWeights::scale_bytes(rows, cols, group)
+        } else {
+            let high = if grid.is_wide() { cols.div_ceil(8) } else { 0 };
+            rows * (cols.div_ceil(2) + high + 4 * cols.div_ceil(group))
+        };
+        bytes as u64
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        match &self.0 {
+            Storage::Packed(weights) => weights.bytes() as u64,
+            Storage::Plain(matrix) => matrix.bytes() as u64,
+            Storage::Dense { values, .. } => 4 * values.len() as u64,
+        }
+    }
+
+    /// y (n, rows) = x Wᵀ for x (n, cols). A row of y depends on its row of x alone.
+    pub(crate) fn multiply(&self, isa: Isa, x: &[f32], y: &mut [f32], scratch: &mut QuantisedRows) {
+        let (rows, cols) = (self.rows(), self.cols());
+        let n = x.len() / cols;
+        match &self.0 {
+            Storage::Packed(weights) => {
+                scratch.quantise(isa, x, cols, None);
+                if n == 1 {
+                    kernels::int8_matvec(isa, weights, scratch, y);
+                } else {
+                    kernels::int8_matmul_nt(isa, scratch, weights, 0..rows, y, false);
+                }
+            }
+            Storage::Plain(matrix) => {
+                for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(rows)) {
+                    kernels::matvec(isa, matrix, x, y);
+                }
+            }
+            Storage::Dense { values, .. } if n == 1 => {
+                let rows_of_task = (SLAB_WEIGHTS / 16 / cols).max(1);
+                y.par_chunks_mut(rows_of_task)
+                    .zip(values.par_chunks(rows_of_task * cols))
+                    .for_each(|(y, values)| {
+                        for (y, row) in y.iter_mut().zip(values.chunks_exact(cols)) {
+                            *y = kernels::dot(isa, row, x);
+                        }
+                    });
+            }
+            Storage::Dense { values, .. } => {
+                kernels::matmul_nt(x, values, y, n, rows, cols, n, false);
+            }
+        }
+    }
+}
+
+impl MatrixRows for Matrix {
+    fn rows(&self) -> usize {
+        match &self.0 {
+            Storage::Packed(weights) => weights.rows(),
+            Storage::Plain(matrix) => matrix.rows(),
+            Storage::Dense { rows, .. } => *rows,
+        }
+    }
+
+    fn cols(&self) -> usize {
+        match &self.0 {
+            Storage::Packed(weights) => weights.cols(),
+            Storage::Plain(matrix) => matrix.cols(),
+            Storage::Dense { cols, .. } => *cols,
+        }
+    }
+
+    fn fill_row(&self, isa: Isa, row: usize, out: &mut [f32]) {
+        match &self.0 {
+            Storage::Packed(weights) => weights.fill_row(isa, row, out),
+            Storage::Plain(matrix) => matrix.fill_row(isa, row, out),
+            Storage::Dense { cols, values, .. } => {
+                out.copy_from_slice(&values[row * cols..(row + 1) * cols]);
+            }
+        }
+    }
+}
+
+impl Linear<Matrix> {
+    /// y (n, out) = x (n, in) Wᵀ + b.
+    pub(crate) fn forward(&self, isa: Isa, x: &[f32], y: &mut [f32], scratch: &mut QuantisedRows) {
+        self.weight.multiply(isa, x, y, scratch);
+        if let Some(bias) = &self.bias {
+            kernels::add_bias(isa, y, bias.values());
+        }
+    }
+}
+
+impl InferenceModel {
+    /// A model with random weights, made in packed form: for measuring, without any file.
+    pub fn random(config: &Config, vocab: usize) -> Result<Self, ModelError> {
+        let random = Random { config };
+        build(config, vocab, &mut Packer::new(config, vocab, &random)?)
+    }
+
+    /// The model of a checkpoint's tensors.
+    pub(crate) fn packed(
+        config: &Config,
+        vocab: usize,
+        file: &TensorFile,
+    ) -> Result<Self, ModelError> {
+        build(config, vocab, &mut Packer::new(config, vocab, file)?)
+    }
+
+    /// Bytes of all matrices.
+    pub fn weight_bytes(&self) -> u64 {
+        self.matrices().map(Matrix::allocated_bytes).sum()
+    }
+
+    /// The packed codes that every token reads, in that order.
+    pub fn codes(&self) -> Vec<&[u8]> {
+        let packed = self.matrices().filter_map(|matrix| match &matrix.0 {
+            Storage::Packed(weights) => Some(weights.codes()),
+            _ => None,
+        });
+        packed.collect()
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let embeddings = std::iter::once(&self.tok_embedding).chain(&self.pos_embedding);
+        embeddings
+            .chain(self.blocks.iter().flat_map(of_block))
+            .chain(&self.head)
+    }
+}
+
+fn of_block(block: &Block<Matrix>) -> [&Matrix; 4] {
+    let Block {
+        qkv,
+        attention_out,
+        up,
+        down,
+        ..
+    } = block;
+    [&qkv.weight, &attention_out.weight, &up.weight, &down.weight]
+}
+
+/// Where a [`Packer`] finds weights.
+trait Weights: Sync {
+    /// Grid and sizes of the matrix `name`, `None` where it is float. `planned` is the grid that
+    /// the configuration means, `None` for float.
+    fn quant_info(
+        &self,
+        name: &str,
+        size: (usize, usize),
+        planned: Option<&Grid>,
+    ) -> Result<Option<QuantInfo>, ModelError>;
+
+    /// Some rows of a matrix on a grid; a random one has the standard deviation `std`.
+    fn quant_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        info: &QuantInfo,
+        std: f32,
+    ) -> Result<QuantMatrix, ModelError>;
+
+    /// A float matrix or vector of this shape; a random one is `initial` or has deviation `std`.
+    fn dense(
+        &self,
+        name: &str,
+        shape: &[usize],
+        std: f32,
+        initial: f32,
+    ) -> Result<Vec<f32>, ModelError>;
+}
+
+/// Packs a model matrix by matrix.
+struct Packer<'a> {
+    config: &'a Config,
+    arena: HugeArena,
+    from: &'a dyn Weights,
+}
+
+impl<'a> Packer<'a> {
+    fn new(config: &'a Config, vocab: usize, from: &'a dyn Weights) -> Result<Self, ModelError> {
+        let shape = ModelShape::new(config, vocab)?;
+        let bytes = |planned: &PlannedMatrix| match &planned.grid {
+            Some(grid) if planned.multiplied => {
+                PackedWeights::arena_bytes(planned.size.0, planned.size.1, grid.is_wide())
+            }
+            _ => 0,
+        };
+        let bytes = matrices(config, &shape).iter().map(bytes).sum();
+        let arena = HugeArena::new(bytes).map_err(|error| ModelError::Memory {
+            bytes: bytes as u64,
+            reason: error.to_string(),
+        })?;
+        Ok(Packer {
+            config,
+            arena,
+            from,
+        })
+    }
+}
+
+impl Source<Matrix> for Packer<'_> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        std: f32,
+        grid: &Grid,
+        part: FloatPart,
+    ) -> Result<Matrix, ModelError> {
+        let on_grid = !self.config.model.is_float(part);
+        let info = self
+            .from
+            .quant_info(name, (rows, cols), on_grid.then_some(grid))?;
+        let Some(info) = info else {
+            let values = self.from.dense(name, &[rows, cols], std, 0.0)?;
+            return Ok(Matrix(Storage::Dense { rows, cols, values }));
+        };
+        if (info.rows, info.cols) != (rows, cols) {
+            return Err(ModelError::Shape(format!(
+                "{name} is {} x {}, expected {rows} x {cols}",
+                info.rows, info.cols
+            )));
+        }
+        let looked_up_only = part == FloatPart::Embeddings
+            && !(self.config.model.tie_head && name == "tok_embedding");
+        let packed = (!looked_up_only)
+            .then(|| PackedWeights::zeros(&info.grid, (rows, cols), info.group, &mut self.arena));
+        let Some(mut packed) = packed.flatten() else {
+            let matrix = self.from.quant_rows(name, 0..rows, &info, std)?;
+            return Ok(Matrix(Storage::Plain(matrix)));
+        };
+        let slab = (SLAB_WEIGHTS / cols)
+            .next_multiple_of(SLAB_ROWS)
+            .max(SLAB_ROWS);
+        let starts: Vec<usize> = (0..rows).step_by(slab).collect();
+        for starts in starts.chunks(rayon::current_num_threads()) {
+            let slabs: Vec<QuantMatrix> = starts
+                .par_iter()
+                .map(|&start| {
+                    let rows = start..(start + slab).min(rows);
+                    self.from.quant_rows(name, rows, &info, std)
+                })
+                .collect::<Result<_, _>>()?;
+            for (&start, slab) in starts.iter().zip(&slabs) {
+                packed.set_rows(start, slab);
+            }
+        }
+        Ok(Matrix(Storage::Packed(packed)))
+    }
+
+    fn vector(
+        &mut self,
+        name: String,
+        len: usize,
+        initial: f32,
+    ) -> Result<FloatVector, ModelError> {
+        let values = self.from.dense(&name, &[len], 0.0, initial)?;
+        Ok(FloatVector::new(name, values).without_training())
+    }
+}
+
+impl Weights for TensorFile {
+    fn quant_info(
+        &self,
+        name: &str,
+        _size: (usize, usize),
+        _planned: Option<&Grid>,
+    ) -> Result<Option<QuantInfo>, ModelError> {
+        if !self.quant_names().any(|quant| quant == name) {
+            return Ok(None);
+        }
+        Ok(Some(TensorFile::quant_info(self, name)?))
+    }
+
+    fn quant_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        _info: &QuantInfo,
+        _std: f32,
+    ) -> Result<QuantMatrix, ModelError> {
+        Ok(TensorFile::quant_rows(self, name, rows)?)
+    }
+
+    fn dense(
+        &self,
+        name: &str,
+        shape: &[usize],
+        _std: f32,
+        _initial: f32,
+    ) -> Result<Vec<f32>, ModelError> {
+        Ok(self.f32(name, shape)?)
+    }
+}
+
+/// Random weights, a pure function of seed, name and place; not those that training starts from.
+struct Random<'a> {
+    config: &'a Config,
+}
+
+impl Random<'_> {
+    /// A number of a matrix's own.
+    fn tensor(name: &str) -> u16 {
+        let fold = |hash: u16, byte| hash.wrapping_mul(31).wrapping_add(u16::from(byte));
+        name.bytes().fold(7, fold)
+    }
+}
+
+impl Weights for Random<'_> {
+    fn quant_info(
+        &self,
+        _name: &str,
+        (rows, cols): (usize, usize),
+        planned: Option<&Grid>,
+    ) -> Result<Option<QuantInfo>, ModelError> {
+        Ok(planned.map(|grid| QuantInfo {
+            grid: grid.clone(),
+            rows,
+            cols,
+            group: match self.config.model.group {
+                0 => cols,
+                group => group,
+            },
+        }))
+    }
+
+    /// Each code is one of 256 that were drawn as a fresh model's are.
+    fn quant_rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        info: &QuantInfo,
+        std: f32,
+    ) -> Result<QuantMatrix, ModelError> {
+        let config = self.config;
+        let (grid, cols, seed) = (&info.grid, info.cols, config.train.seed);
+        let tensor = Random::tensor(name);
+        let normals = normal_values(seed, tensor, 256, 1.0);
+        let codes: Vec<u8> = normals
+            .iter()
+            .map(|x| grid.nearest(x / config.model.scale_per_std))
+            .collect();
+        let (row_bytes, high_bytes) = (cols.div_ceil(2), cols.div_ceil(8));
+        let mut nibbles = vec![0; rows.len() * row_bytes];
+        let mut high = vec![
+            0;
+            if grid.is_wide() {
+                rows.len() * high_bytes
+            } else {
+                0
+            }
+        ];
+        let key = [seed as u32, (seed >> 32) as u32];
+        let mut row_codes = vec![0; cols.next_multiple_of(16)];
+        for (i, row) in rows.clone().enumerate() {
+            for (block, to) in row_codes.chunks_exact_mut(16).enumerate() {
+                let place = [
+                    block as u32,
+                    row as u32,
+                    u32::from(tensor),
+                    (INIT_STREAM << 28) | 1,
+                ];
+                let words = philox4x32(place, key).map(u32::to_le_bytes);
+                for (to, &byte) in to.iter_mut().zip(words.as_flattened()) {
+                    *to = codes[usize::from(byte)];
+                }
+            }
+            row_codes[cols..].fill(grid.zero_code());
+            let pairs = row_codes.chunks_exact(2);
+            for (to, pair) in nibbles[i * row_bytes..]
+                .iter_mut()
+                .take(row_bytes)
+                .zip(pairs)
+            {
+                *to = pair[0] & 15 | pair[1] << 4;
+            }
+            if grid.is_wide() {
+                for (col, code) in row_codes[..cols].iter().enumerate() {
+                    high[i * high_bytes + col / 8] |= (code >> 4) << (col % 8);
+                }
+            }
+        }
+        let n_scales = rows.len() * cols.div_ceil(info.group);
+        let scales = vec![std * config.model.scale_per_std; n_scales];
+        let high = grid.is_wide().then_some(high);
+        let matrix = QuantMatrix::from_planes(
+            grid,
+            rows.len(),
+            cols,
+            info.group,
+            nibbles,
+            high,
+            scales,
+            name,
+        );
+        Ok(matrix?)
+    }
+
+    fn dense(
+        &self,
+        name: &str,
+        shape: &[usize],
+        std: f32,
+        initial: f32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let len = shape.iter().product();
+        Ok(match shape {
+            [_] => vec![initial; len],
+            _ => normal_values(self.config.train.seed, Random::tensor(name), len, std),
+        })
+    }
+}
