@@ -265,7 +265,7 @@ fn check_file(name: &str, rule: Rule, recompute: usize, compute: Compute) {
         }
 
         // On the grid products are of integers: activations have seven bits, weights 1/119.
-        let tolerance = if rule == Rule::Adamw { 1e-4 } else { 0.1 };
+        let tolerance = if rule == Rule::Adamw { 1e-4 } else { 0.15 };
         let mut generator = Generator::new(&inference, isa, CacheKind::F32);
         let logits = golden.f32("logits");
         for (token, expected) in tokens[..16].iter().zip(logits.chunks_exact(67)) {
@@ -411,7 +411,12 @@ fn random_models_are_whole_and_as_large_as_planned() {
             .iter()
             .find(|row| row.what == "weights")
             .unwrap();
-        assert_eq!(model.weight_bytes(), planned.bytes, "{changes:?}");
+        // The plan counts what brings each piece to a cache line.
+        let padding = planned.bytes.checked_sub(model.weight_bytes());
+        assert!(
+            padding.is_some_and(|bytes| bytes < 20 * 64),
+            "{changes:?}: {padding:?}"
+        );
         let mut generator = Generator::new(&model, Isa::best(), CacheKind::F16);
         let logits = generator.feed(&[1, 2, 3]).unwrap();
         assert!(logits.iter().any(|x| *x != logits[0]), "{changes:?}");
