@@ -60,6 +60,12 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = "gpu-check.md")]
         report: PathBuf,
     },
+    /// Feeds every reader of files with damaged ones; prints cases and panics.
+    Fuzz {
+        /// Seconds for each kind of file.
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -71,6 +77,7 @@ fn main() -> ExitCode {
         Command::Bench { quick, json } => bench::run(quick, json.as_deref()),
         Command::Demo { run } => demo::run(&run),
         Command::Faults { injections, seed } => faults(injections, seed),
+        Command::Fuzz { seconds } => fuzz(seconds),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,5 +102,21 @@ fn faults(injections: u32, seed: u64) -> anyhow::Result<()> {
     .args(["--", "--nocapture"])
     .env("PRIMAL_FAULT_INJECTIONS", injections.to_string())
     .env("PRIMAL_FAULT_SEED", seed.to_string());
+    tools::run(&mut test)
+}
+
+/// The fuzzing test of the model crate for as long as asked for.
+fn fuzz(seconds: u64) -> anyhow::Result<()> {
+    let mut test = tools::cargo();
+    test.args([
+        "test",
+        "--locked",
+        "--package",
+        "primal-model",
+        "--test",
+        "fuzz",
+    ])
+    .args(["--", "--nocapture"])
+    .env("PRIMAL_FUZZ_SECONDS", seconds.to_string());
     tools::run(&mut test)
 }

@@ -76,6 +76,9 @@ impl HuggingFace {
         origin: &Path,
     ) -> Result<HuggingFace, ModelError> {
         let bad = |reason: String| bad(origin, reason);
+        // The library panics where the JSON of a decoder breaks off.
+        serde_json::from_slice::<serde_json::Value>(&json)
+            .map_err(|error| bad(error.to_string()))?;
         let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(&json).map_err(|error| bad(error.to_string()))?;
         // Cutting and padding is the sampler's task, not the tokenizer's.
