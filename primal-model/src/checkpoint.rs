@@ -101,6 +101,11 @@ impl Checkpoint {
         result
     }
 
+    /// Where the checkpoint of a step lies.
+    pub(crate) fn path(run: &Path, step: u32) -> PathBuf {
+        run.join(step_name(step))
+    }
+
     /// Whether a run folder holds a complete checkpoint.
     pub fn exists(run: &Path) -> bool {
         complete_checkpoints(run).is_ok_and(|found| !found.is_empty())

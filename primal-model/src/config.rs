@@ -17,7 +17,7 @@ pub const PRESETS: [&str; 4] = ["shakespeare-char", "small", "ghost-0.1b", "llam
 
 /// Keys that change how long a run is, what it costs, what it reads and how it is watched, but not
 /// what a step computes; the data is compared by its fingerprint, not by its path.
-const FREE_ON_RESUME: [&str; 17] = [
+const FREE_ON_RESUME: [&str; 19] = [
     "inference.kv_cache",
     "data.train",
     "data.val",
@@ -35,6 +35,8 @@ const FREE_ON_RESUME: [&str; 17] = [
     "train.recompute",
     "train.ignore_memory_limit",
     "train.memory_budget_mib",
+    "train.rank_timeout_s",
+    "train.compare_ranks_every",
 ];
 
 /// The complete configuration of a run. TOML sections `[model]`, `[data]`, `[train]`, `[optim]`,
@@ -115,6 +117,10 @@ pub struct TrainConfig {
     pub memory_budget_mib: u64,
     /// How matrix products with weights on the grid are computed.
     pub compute: Compute,
+    /// Seconds that ranks wait for each other before they give up.
+    pub rank_timeout_s: u64,
+    /// Steps between comparisons of the ranks' states; 0 compares only before a checkpoint.
+    pub compare_ranks_every: u32,
 }
 
 /// How matrix products with weights on the grid are computed.
@@ -206,6 +212,8 @@ impl Default for TrainConfig {
             ignore_memory_limit: false,
             memory_budget_mib: 0,
             compute: Compute::Int8,
+            rank_timeout_s: 300,
+            compare_ranks_every: 100,
         }
     }
 }

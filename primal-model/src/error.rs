@@ -281,6 +281,49 @@ pub enum ModelError {
         /// `train.memory_budget_mib`.
         budget: u64,
     },
+    /// More ranks than a step has micro-batches.
+    #[error(
+        "{micro_batches} micro-batches cannot be spread over {ranks} ranks; \
+         hint: raise train.micro_batches or start fewer ranks"
+    )]
+    TooManyRanks {
+        /// Ranks of the run.
+        ranks: usize,
+        /// Micro-batches of a step.
+        micro_batches: usize,
+    },
+    /// A backend that cannot yet be spread over ranks.
+    #[error("only the cpu backend can be spread over ranks; hint: use --backend cpu")]
+    RanksNeedCpu,
+    /// Ranks that the others waited for in vain.
+    #[error(
+        "rank {} did not come within {seconds} s: it died or hangs; \
+         hint: go on with --resume on the ranks that are left",
+        list(ranks)
+    )]
+    RanksLost {
+        /// Who is missing.
+        ranks: Vec<usize>,
+        /// How long they were waited for.
+        seconds: u64,
+    },
+    /// Ranks that no longer compute the same.
+    #[error(
+        "rank {} has another {what} than the others (theirs hashes to {right}...): nothing is saved; \
+         hint: go on with --resume; if it happens again, that rank's machine is to be mistrusted",
+        list(ranks)
+    )]
+    RanksDiffer {
+        /// What was compared.
+        what: &'static str,
+        /// The ranks with something else than most.
+        ranks: Vec<usize>,
+        /// Beginning of the hash that most ranks have.
+        right: String,
+    },
+    /// The MPI library failed.
+    #[error("MPI: {0}")]
+    Mpi(String),
     /// The thread pool could not start.
     #[error("cannot start the worker threads: {0}")]
     Threads(String),
@@ -331,6 +374,11 @@ impl ModelError {
             source,
         }
     }
+}
+
+fn list(ranks: &[usize]) -> String {
+    let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    ranks.join(", ")
 }
 
 fn nearest_hint(nearest: &Option<String>) -> String {

@@ -136,6 +136,12 @@ impl Norm {
                 dweight,
                 self.bias.as_mut().map(FloatVector::grad_mut),
             );
+            if pieces.ends {
+                self.weight.end_micro_batch(isa);
+                if let Some(bias) = &mut self.bias {
+                    bias.end_micro_batch(isa);
+                }
+            }
         }
     }
 }
@@ -203,6 +209,9 @@ impl Linear {
             }
             if let Some(bias) = &mut self.bias {
                 kernels::sum_rows(ctx.isa, dy, out, bias.grad_mut());
+                if ends {
+                    bias.end_micro_batch(ctx.isa);
+                }
             }
         }
         finite

@@ -64,8 +64,8 @@ impl Ledger {
                 WeightBytes::plan(size, grid, group, Rule::Frozen, many).still(grid.is_some())
             };
         }
-        // Value, gradient and two moments of every vector.
-        let vectors = 16 * vector_weights(shape);
+        // Value, two gradients and two moments of every vector.
+        let vectors = 20 * vector_weights(shape);
         let plan = PassPlan::for_training(config);
         let sequences = plan.sequences;
         let activations = Activations::bytes(shape, &plan);

@@ -52,6 +52,7 @@ pub mod metrics;
 mod model;
 #[cfg(test)]
 mod model_tests;
+pub mod parallel;
 pub mod process;
 pub mod quantise;
 mod rope;

@@ -33,6 +33,20 @@ pub struct StepRow {
     pub lr: f64,
     /// Peak resident memory so far.
     pub peak_rss_bytes: u64,
+    /// What spreading the step over ranks took; absent on a single rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<ExchangeRow>,
+}
+
+/// The exchange between ranks in one step, as the first of them saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExchangeRow {
+    /// Ranks that took part.
+    pub ranks: usize,
+    /// Bytes that this rank sent.
+    pub sent_bytes: u64,
+    /// Seconds from when all ranks were ready until all had the sums.
+    pub seconds: f64,
 }
 
 /// An evaluation on the held-out windows.
@@ -254,6 +268,7 @@ mod tests {
             flip_rate: 0.001,
             lr: 3e-3,
             peak_rss_bytes: 1 << 20,
+            exchange: None,
         }
     }
 

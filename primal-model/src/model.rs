@@ -6,7 +6,7 @@ use std::ops::Range;
 use primal_kernels as kernels;
 use primal_kernels::{Isa, fill_rows};
 use primal_lut::TensorFile;
-use primal_optim::{FlipStats, Footprint, StatePart, StateVisitor, StepContext, Weight};
+use primal_optim::{FlipStats, Footprint, StatePart, StateVisitor, StepContext, StepSums, Weight};
 use rayon::prelude::*;
 
 use crate::activations::{Activations, HeadScratch};
@@ -349,6 +349,14 @@ impl Model {
             ParamMut::Vector(vector) => vector.step(ctx, grad_factor),
         });
         total
+    }
+
+    /// Walks over what the step has summed so far, in a fixed order.
+    pub(crate) fn step_sums(&mut self, to: &mut dyn StepSums) {
+        self.for_each_mut(&mut |param| match param {
+            ParamMut::Matrix(weight) => weight.step_sums(to),
+            ParamMut::Vector(vector) => vector.step_sums(to),
+        });
     }
 
     /// Drops the gradients and votes of a step that is not taken.

@@ -17,8 +17,9 @@ use crate::error::ModelError;
 use crate::eval::{EvalLoss, Windows, evaluate_by, evaluate_with};
 use crate::grid_use::GridUse;
 use crate::ledger::Ledger;
-use crate::metrics::{DoneRow, EvalRow, MetricsLog, StepRow};
+use crate::metrics::{DoneRow, EvalRow, ExchangeRow, MetricsLog, StepRow};
 use crate::model::{Model, Pass};
+use crate::parallel::{Exchange, Ranks, Verdict};
 use crate::process::{available_bytes, open_descriptors, peak_rss_bytes, rss_bytes};
 use crate::shape::ModelShape;
 use crate::tokenizer::Tokenizer;
@@ -49,6 +50,8 @@ pub struct Trainer {
     grid_use: GridUse,
     /// The checkpoint that the run was resumed from.
     resumed_from: Option<PathBuf>,
+    /// Those that share the micro-batches of this run.
+    ranks: Option<Ranks>,
     poison: Option<(u32, Poison)>,
 }
 
@@ -203,6 +206,7 @@ impl Trainer {
                 ..position
             },
             resumed_from: checkpoint.map(|checkpoint| checkpoint.dir.clone()),
+            ranks: None,
             poison: None,
             config,
             isa,
@@ -215,6 +219,25 @@ impl Trainer {
             engine,
             ledger,
         })
+    }
+
+    /// Spreads the micro-batches over ranks, of which this is one. All of them have the same
+    /// configuration and see the same files; the first one writes.
+    pub fn spread(mut self, exchange: Box<dyn Exchange>) -> Result<Self, ModelError> {
+        if self.engine.is_some() {
+            return Err(ModelError::RanksNeedCpu);
+        }
+        let train = &mut self.config.train;
+        // Every micro-batch is exchanged on its own.
+        train.micro_batches_per_pass = 1;
+        let tokens = train.batch / train.micro_batches * self.config.model.context;
+        self.tokens.truncate(tokens);
+        self.targets.truncate(tokens);
+        let ranks = Ranks::new(exchange, &mut self.model, train.micro_batches)?;
+        self.ledger
+            .row("exchange between ranks", ranks.buffer_bytes());
+        self.ranks = Some(ranks);
+        Ok(self)
     }
 
     /// Trains to the last step, or until `on_event` breaks; either way the state is saved.
@@ -231,26 +254,34 @@ impl Trainer {
         on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
     ) -> Result<Summary, ModelError> {
         let train = self.config.train.clone();
-        std::fs::create_dir_all(&train.run).map_err(ModelError::io("create", &train.run))?;
-        checkpoint::write_config(&train.run, &self.config)?;
-        let mut log = MetricsLog::open(&train.run, self.position.step)?;
+        self.compare_beginnings()?;
+        let mut log = None;
+        if self.is_first() {
+            std::fs::create_dir_all(&train.run).map_err(ModelError::io("create", &train.run))?;
+            checkpoint::write_config(&train.run, &self.config)?;
+            // What a killed save or removal left.
+            checkpoint::prune(&train.run, train.keep_checkpoints)?;
+            log = Some(MetricsLog::open(&train.run, self.position.step)?);
+        }
         let mut step_seconds = 0.0;
         let tokens_before = self.position.tokens;
         let mut last_eval = None;
         // A run that was finished already has nothing to save.
         let mut last_saved = self.resumed_from.take();
         let mut skipped_in_a_row = 0;
-        let mut stop = on_event(Event::Start {
+        // Among ranks, a wish to stop takes effect in the step in which all hear of it.
+        let mut asked = on_event(Event::Start {
             config: &self.config,
             ledger: &self.ledger,
             step: self.position.step,
         })
         .is_break();
+        let mut stop = asked && self.ranks.is_none();
 
         while self.position.step < train.steps && !stop {
             let step_started = Instant::now();
             let rate = self.config.optim.rate(self.position.step, train.steps);
-            let outcome = self.step(rate)?;
+            let (outcome, all_stop) = self.step(rate, asked)?;
             let step_tokens = (train.batch * self.config.model.context) as u64;
             self.position.step += 1;
             self.position.tokens += step_tokens;
@@ -261,7 +292,7 @@ impl Trainer {
             last_eval = None;
             last_saved = None;
 
-            stop = match outcome {
+            asked |= match outcome {
                 Outcome::Made { loss, flip_rate } => {
                     let row = StepRow {
                         step,
@@ -271,9 +302,16 @@ impl Trainer {
                         flip_rate,
                         lr: f64::from(self.config.optim.lr * rate),
                         peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
+                        exchange: self.ranks.as_ref().map(|ranks| ExchangeRow {
+                            ranks: ranks.count(),
+                            sent_bytes: ranks.sent_bytes,
+                            seconds: ranks.seconds,
+                        }),
                     };
                     skipped_in_a_row = 0;
-                    log.step(&row)?;
+                    if let Some(log) = &mut log {
+                        log.step(&row)?;
+                    }
                     on_event(Event::Step(&row)).is_break()
                 }
                 Outcome::Skipped => {
@@ -284,7 +322,9 @@ impl Trainer {
                         total,
                         "a loss or gradient is not finite: step skipped"
                     );
-                    log.skipped(step, total)?;
+                    if let Some(log) = &mut log {
+                        log.skipped(step, total)?;
+                    }
                     skipped_in_a_row += 1;
                     if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
                         return Err(ModelError::Diverged {
@@ -295,7 +335,15 @@ impl Trainer {
                     on_event(Event::Skipped { step, total }).is_break()
                 }
             };
+            stop = if self.ranks.is_some() {
+                all_stop
+            } else {
+                asked
+            };
             let due = |every: u32| every > 0 && step.is_multiple_of(every);
+            if due(train.compare_ranks_every) {
+                self.compare_states()?;
+            }
             if due(train.eval_every) && step < train.steps && !stop {
                 let loss = self.evaluate(&mut log, on_event)?;
                 last_eval = Some(loss);
@@ -329,8 +377,11 @@ impl Trainer {
             skipped_steps: self.position.skipped_steps,
             state_hash: self.state_hash(),
         };
-        if finished {
+        if let Some(log) = log.as_mut().filter(|_| finished) {
             log.done(&done)?;
+        }
+        if let Some(ranks) = &mut self.ranks {
+            ranks.finish()?;
         }
         Ok(Summary {
             done,
@@ -347,15 +398,17 @@ impl Trainer {
         pool.install(|| {
             let mut made = 0;
             for _ in 0..steps {
-                made += u32::from(matches!(self.step(1.0), Ok(Outcome::Made { .. })));
+                let step = self.step(1.0, false);
+                made += u32::from(matches!(step, Ok((Outcome::Made { .. }, _))));
                 self.position.step += 1;
             }
             made
         })
     }
 
-    /// One optimizer step: every micro-batch forward and backward, then the count.
-    fn step(&mut self, rate: f32) -> Result<Outcome, ModelError> {
+    /// One optimizer step: every micro-batch forward and backward, then the count. Also returns
+    /// whether any rank has `asked` to stop.
+    fn step(&mut self, rate: f32, asked: bool) -> Result<(Outcome, bool), ModelError> {
         let train = &self.config.train;
         let context = self.config.model.context;
         let ctx = StepContext {
@@ -377,8 +430,19 @@ impl Trainer {
             Some(engine) => engine.begin_step(&ctx)?,
             None => self.model.begin_step(&ctx),
         }
-        let mut finite = true;
-        for (pass, losses) in self.losses.chunks_mut(per_pass).enumerate() {
+        let passes = match &mut self.ranks {
+            Some(ranks) => {
+                ranks.begin_step();
+                ranks.own_micro_batches()
+            }
+            None => 0..train.micro_batches / per_pass,
+        };
+        let mut verdict = Verdict {
+            finite: true,
+            stop: asked,
+        };
+        for (index, pass) in passes.enumerate() {
+            let losses = &mut self.losses[pass * per_pass..(pass + 1) * per_pass];
             for i in 0..sequences {
                 let window = i * context..(i + 1) * context;
                 let sequence = (pass * sequences + i) as u32;
@@ -396,18 +460,24 @@ impl Trainer {
                 tokens: &self.tokens,
                 targets: &self.targets,
             };
-            finite = match &mut self.engine {
+            verdict.finite = match &mut self.engine {
                 Some(engine) => engine.forward_backward(&ctx, &pass, losses)?,
                 None => self
                     .model
                     .forward_backward(&ctx, &pass, &mut self.acts, losses),
             };
-            if !finite {
+            if !verdict.finite {
                 break;
             }
+            if let Some(ranks) = &mut self.ranks {
+                ranks.keep(&mut self.model, index, losses[0]);
+            }
+        }
+        if let Some(ranks) = &mut self.ranks {
+            verdict = ranks.combine(&mut self.model, &mut self.losses, verdict)?;
         }
         let norm = match &mut self.engine {
-            _ if !finite => f64::NAN,
+            _ if !verdict.finite => f64::NAN,
             Some(engine) => engine.grad_norm(&ctx)?,
             None => self.model.grad_norm(&ctx),
         };
@@ -416,7 +486,7 @@ impl Trainer {
                 Some(engine) => engine.discard()?,
                 None => self.model.discard(),
             }
-            return Ok(Outcome::Skipped);
+            return Ok((Outcome::Skipped, verdict.stop));
         }
         let clip = f64::from(self.config.optim.grad_clip);
         let factor = if clip > 0.0 && norm > clip {
@@ -429,15 +499,48 @@ impl Trainer {
             Some(engine) => engine.step(&ctx, grad_factor)?,
             None => self.model.step(&ctx, grad_factor),
         };
-        Ok(Outcome::Made {
+        let made = Outcome::Made {
             loss: self.losses.iter().sum::<f64>() / self.losses.len() as f64,
             flip_rate: flips.flips as f64 / flips.weights.max(1) as f64,
-        })
+        };
+        Ok((made, verdict.stop))
+    }
+
+    /// Whether this process writes metrics and checkpoints.
+    fn is_first(&self) -> bool {
+        self.ranks.as_ref().is_none_or(Ranks::is_first)
+    }
+
+    /// All ranks must begin alike.
+    fn compare_beginnings(&mut self) -> Result<(), ModelError> {
+        let mut config = self.config.clone();
+        // Machines differ in these.
+        config.train.threads = 0;
+        config.train.recompute = 0;
+        config.train.run = PathBuf::new();
+        let config = config.to_toml()?;
+        if let Some(ranks) = &mut self.ranks {
+            ranks.agree("configuration", &config)?;
+            ranks.agree("training text", &self.position.data_fingerprint)?;
+        }
+        self.compare_states()
+    }
+
+    /// All ranks must stay alike.
+    fn compare_states(&mut self) -> Result<(), ModelError> {
+        if self.ranks.is_none() {
+            return Ok(());
+        }
+        let state = self.state_hash();
+        match &mut self.ranks {
+            Some(ranks) => ranks.agree("training state", &state),
+            None => Ok(()),
+        }
     }
 
     fn evaluate(
         &mut self,
-        log: &mut MetricsLog,
+        log: &mut Option<MetricsLog>,
         on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
     ) -> Result<EvalLoss, ModelError> {
         let (data, windows) = (&self.data.val, &self.eval_windows);
@@ -455,9 +558,11 @@ impl Trainer {
             rss_bytes: rss_bytes().unwrap_or(0),
             open_descriptors: open_descriptors().unwrap_or(0),
         };
-        log.eval(&row)?;
-        for layer in self.grid_use.rows(&self.model, self.position.step) {
-            log.layer(&layer)?;
+        if let Some(log) = log {
+            log.eval(&row)?;
+            for layer in self.grid_use.rows(&self.model, self.position.step) {
+                log.layer(&layer)?;
+            }
         }
         // A stop asked for here is noticed at the next step.
         let _ = on_event(Event::Eval(&row));
@@ -477,7 +582,11 @@ impl Trainer {
         on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
     ) -> Result<PathBuf, ModelError> {
         self.bring_back()?;
+        self.compare_states()?;
         let run = &self.config.train.run;
+        if !self.is_first() {
+            return Ok(Checkpoint::path(run, self.position.step));
+        }
         let path = Checkpoint::save(
             run,
             &self.model,

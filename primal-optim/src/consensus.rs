@@ -25,7 +25,7 @@ use primal_lut::{Grid, QuantMatrix, TensorFile};
 use crate::parts::ConsensusStep;
 use crate::tiles::{SplitRows, TILE_ROWS, cut, for_each_tile};
 use crate::weight::GradientRow;
-use crate::{OptimError, StateVisitor, StepContext};
+use crate::{OptimError, StateVisitor, StepContext, StepSums};
 
 /// Random stream of the cast.
 pub const CAST_STREAM: u8 = 0;
@@ -187,16 +187,33 @@ impl Consensus {
     }
 
     pub(crate) fn end_micro_batch(&mut self) {
-        for tile in self.tile_col.chunks_exact_mut(self.cols) {
-            for (sum, part) in self.col_sum.iter_mut().zip(tile) {
+        // A micro-batch is summed on its own first: ranks compute theirs apart from each other.
+        let (first, others) = self.tile_col.split_at_mut(self.cols);
+        for tile in others.chunks_exact_mut(self.cols) {
+            for (sum, part) in first.iter_mut().zip(tile) {
                 *sum += std::mem::take(part);
             }
         }
+        for (sum, part) in self.col_sum.iter_mut().zip(first) {
+            *sum += std::mem::take(part);
+        }
+        let (mut expected_sq, mut rounding_var) = (0.0, 0.0);
         for cast in &mut self.tile_cast {
             let cast = std::mem::take(cast);
-            self.expected_sq += f64::from(cast.sum_u_sq);
-            self.rounding_var += f64::from(cast.sum_rounding_var);
+            expected_sq += f64::from(cast.sum_u_sq);
+            rounding_var += f64::from(cast.sum_rounding_var);
         }
+        self.expected_sq += expected_sq;
+        self.rounding_var += rounding_var;
+    }
+
+    /// Walks over what the step has summed so far.
+    pub(crate) fn step_sums(&mut self, to: &mut dyn StepSums) {
+        to.f32(&mut self.row_sum);
+        to.f32(&mut self.col_sum);
+        to.f64(&mut self.expected_sq);
+        to.f64(&mut self.rounding_var);
+        to.votes(&mut self.votes);
     }
 
     /// Counts the votes of the step, flips, and updates the statistics. Returns the flips.

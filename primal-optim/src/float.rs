@@ -1,11 +1,11 @@
 //! Float parameters and their AdamW state.
 
-use primal_kernels::{Isa, adamw, scale, sum_squares};
+use primal_kernels::{Isa, adamw, add, scale, sum_squares};
 use primal_lut::TensorFile;
 use rayon::prelude::*;
 
 use crate::parts::adam_step;
-use crate::{Footprint, OptimConfig, OptimError, StatePart, StateVisitor};
+use crate::{Footprint, OptimConfig, OptimError, StatePart, StateVisitor, StepSums};
 
 /// Elements that one task updates; fixed, so results do not depend on the thread count.
 const CHUNK: usize = 16 * 1024;
@@ -105,6 +105,9 @@ pub struct FloatVector {
     name: String,
     values: Vec<f32>,
     adam: Option<AdamState>,
+    /// Gradient of the micro-batch at hand. Each is summed on its own, so that ranks can compute
+    /// theirs apart from each other; empty when the vector is not trainable.
+    piece: Vec<f32>,
     /// Gradients are taken and dropped.
     is_still: bool,
 }
@@ -114,6 +117,7 @@ impl FloatVector {
     pub fn new(name: impl Into<String>, values: Vec<f32>) -> Self {
         let adam = Some(AdamState::new(values.len()));
         FloatVector {
+            piece: vec![0.0; values.len()],
             name: name.into(),
             values,
             adam,
@@ -124,6 +128,7 @@ impl FloatVector {
     /// Drops what only training needs.
     pub fn without_training(mut self) -> Self {
         self.adam = None;
+        self.piece = Vec::new();
         self
     }
 
@@ -142,23 +147,28 @@ impl FloatVector {
         &self.values
     }
 
-    /// The gradient buffer: callers add the gradient of each micro-batch's mean loss, in order.
-    /// Empty when the vector is not trainable.
+    /// The gradient of the micro-batch at hand, to add that of its mean loss to. Empty when the
+    /// vector is not trainable.
     pub fn grad_mut(&mut self) -> &mut [f32] {
-        self.adam.as_mut().map_or(&mut [], |adam| &mut adam.grad)
+        &mut self.piece
     }
 
-    /// The gradient summed so far; empty when the vector is not trainable.
+    /// Ends a micro-batch: adds its gradient to that of the step.
+    pub fn end_micro_batch(&mut self, isa: Isa) {
+        if let Some(adam) = &mut self.adam {
+            add(isa, &self.piece, &mut adam.grad);
+            self.piece.fill(0.0);
+        }
+    }
+
+    /// The gradient of the micro-batches so far; empty when the vector is not trainable.
     pub fn grad(&self) -> &[f32] {
         self.adam.as_ref().map_or(&[], |adam| &adam.grad)
     }
 
-    /// The values and the gradient buffer at once.
+    /// The values and [`FloatVector::grad_mut`] at once.
     pub fn values_and_grad_mut(&mut self) -> (&[f32], &mut [f32]) {
-        (
-            &self.values,
-            self.adam.as_mut().map_or(&mut [], |adam| &mut adam.grad),
-        )
+        (&self.values, &mut self.piece)
     }
 
     /// Values and moments, for another device to take and give back; no moments where there is no
@@ -179,6 +189,13 @@ impl FloatVector {
             .map_or(0.0, |adam| sum_squares(isa, &adam.grad))
     }
 
+    /// Walks over what the step has summed so far.
+    pub fn step_sums(&mut self, to: &mut dyn StepSums) {
+        if let Some(adam) = &mut self.adam {
+            to.f32(&mut adam.grad);
+        }
+    }
+
     /// Takes the step; `grad_factor` holds 1 / micro-batches and the clip.
     pub fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) {
         if self.is_still {
@@ -196,7 +213,10 @@ impl FloatVector {
 
     /// Drops the gradients of a step that is not taken.
     pub fn discard(&mut self) {
-        self.grad_mut().fill(0.0);
+        self.piece.fill(0.0);
+        if let Some(adam) = &mut self.adam {
+            adam.grad.fill(0.0);
+        }
     }
 
     /// Walks over the state.
@@ -222,7 +242,8 @@ impl FloatVector {
 
     /// Bytes of values, gradient and moments in memory.
     pub fn allocated_bytes(&self) -> u64 {
-        4 * self.values.len() as u64 + self.adam.as_ref().map_or(0, AdamState::allocated_bytes)
+        4 * (self.values.len() + self.piece.len()) as u64
+            + self.adam.as_ref().map_or(0, AdamState::allocated_bytes)
     }
 
     /// Bytes of the persistent state.

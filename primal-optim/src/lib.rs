@@ -55,6 +55,6 @@ pub use error::OptimError;
 pub use float::{FloatVector, StepContext};
 pub use parts::{ConsensusParts, ConsensusStep, adam_step};
 pub use rule::{OptimConfig, Rule};
-pub use state::{Footprint, StatePart, StateVisitor};
+pub use state::{Footprint, StatePart, StateVisitor, StepSums};
 pub use tiles::TILE_ROWS;
 pub use weight::{FlipStats, Weight, WeightSpec, tile_bytes_per_thread};

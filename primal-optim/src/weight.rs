@@ -17,7 +17,8 @@ pub use rows::tile_bytes_per_thread;
 use rows::{GradRows, RowCount, ScaleRows, with_tile};
 
 use crate::{
-    ConsensusParts, Footprint, OptimError, Rule, StatePart, StateVisitor, StepContext, WeightBytes,
+    ConsensusParts, Footprint, OptimError, Rule, StatePart, StateVisitor, StepContext, StepSums,
+    WeightBytes,
 };
 
 /// What a step did to a matrix.
@@ -357,6 +358,23 @@ impl Weight {
                 .chunks(1 << 20)
                 .map(|chunk| sum_squares(isa, chunk))
                 .sum(),
+        }
+    }
+
+    /// Walks over what the step has summed so far. Steps of one micro-batch sum no votes.
+    pub fn step_sums(&mut self, to: &mut dyn StepSums) {
+        match &mut self.learner {
+            Learner::Absent => {}
+            Learner::Frozen { scales } => to.f32(&mut scales.grad),
+            Learner::Classic { scales, rule } => {
+                to.f32(&mut scales.grad);
+                to.votes(&mut rule.votes);
+            }
+            Learner::Consensus { scales, rule } => {
+                to.f32(&mut scales.grad);
+                rule.step_sums(to);
+            }
+            Learner::Shadow { adam, .. } | Learner::Dense { adam } => to.f32(&mut adam.grad),
         }
     }
 

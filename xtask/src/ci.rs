@@ -1,5 +1,6 @@
 //! The gates of the project, cheapest first, each named and timed.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -13,7 +14,7 @@ struct Gate {
     check: fn() -> Result<()>,
 }
 
-const GATES: [Gate; 10] = [
+const GATES: [Gate; 11] = [
     Gate {
         name: "formatting",
         check: formatting,
@@ -53,6 +54,10 @@ const GATES: [Gate; 10] = [
     Gate {
         name: "CUDA compile matrix",
         check: gpu::matrix,
+    },
+    Gate {
+        name: "mpi",
+        check: mpi,
     },
 ];
 
@@ -133,4 +138,36 @@ fn tests() -> Result<()> {
 
 fn doctests() -> Result<()> {
     execute(cargo().args(["test", "--workspace", "--locked", "--doc"]))
+}
+
+/// Training over processes, where there is an MPI library to build and run it with.
+fn mpi() -> Result<()> {
+    let missing: Vec<&str> = ["mpicc", "mpirun"]
+        .into_iter()
+        .filter(|program| which(program).is_none())
+        .collect();
+    if !missing.is_empty() {
+        println!(
+            "SKIPPED: no {}; the tests of training over processes did not run; \
+             hint: apt-get install libopenmpi-dev openmpi-bin libclang-14-dev",
+            missing.join(" and no ")
+        );
+        return Ok(());
+    }
+    let feature = ["-p", "primal-cli", "--features", "mpi", "--locked"];
+    let lint = ["clippy", "--all-targets"];
+    execute(
+        cargo()
+            .args(lint)
+            .args(feature)
+            .args(["--", "-D", "warnings"]),
+    )?;
+    execute(cargo().arg("test").args(feature).args(["--test", "mpi"]))
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }

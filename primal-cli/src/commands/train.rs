@@ -5,13 +5,20 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "mpi")]
+use std::time::Duration;
 
+#[cfg(not(feature = "mpi"))]
+use anyhow::bail;
 use anyhow::{Context, Result};
 use primal_model::ModelError;
 use primal_model::checkpoint::{self, Checkpoint};
 use primal_model::config::Config;
 use primal_model::ledger::Ledger;
 use primal_model::metrics::DoneRow;
+use primal_model::parallel::Exchange;
+#[cfg(feature = "mpi")]
+use primal_model::parallel::mpi::MpiExchange;
 use primal_model::train::{Event, Summary, Trainer};
 use serde::Serialize;
 
@@ -23,6 +30,8 @@ use crate::report::INTERRUPTED;
 
 /// Trains and prints the last row of the metrics.
 pub fn run(args: &TrainArgs) -> Result<ExitCode> {
+    let ranks = join_ranks()?;
+    let is_first = ranks.is_first();
     let base = args.from.as_deref().map(Checkpoint::open).transpose()?;
     let config = resolve(args, base.as_ref())?;
     let mut trainer = match &base {
@@ -30,10 +39,15 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
         None if args.resume => Trainer::resume(config.clone())?,
         None => Trainer::new(config.clone())?,
     };
+    if let Some(exchange) = ranks.exchange(&config) {
+        trainer = trainer.spread(exchange)?;
+    }
     let stop = stop_on_signal()?;
     let mut progress = None;
     let summary = trainer.run(&mut |event| {
         match event {
+            // Only one of several ranks speaks.
+            _ if !is_first => {}
             Event::Start {
                 config,
                 ledger,
@@ -68,6 +82,10 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
         progress.finish();
     }
     let summary = summary.map_err(|error| with_way_back(error, &config.train.run))?;
+    if !is_first {
+        let code = if summary.interrupted { INTERRUPTED } else { 0 };
+        return Ok(ExitCode::from(code));
+    }
     conclude(&config, &summary, args.json)
 }
 
@@ -83,6 +101,61 @@ fn with_way_back(error: ModelError, run: &Path) -> anyhow::Error {
         )),
         None => error,
     }
+}
+
+/// The other processes that `mpirun` started together with this one.
+#[cfg(feature = "mpi")]
+struct RankSet(Option<MpiExchange>);
+
+#[cfg(feature = "mpi")]
+impl RankSet {
+    fn is_first(&self) -> bool {
+        self.0.as_ref().is_none_or(|exchange| exchange.rank() == 0)
+    }
+
+    fn exchange(self, config: &Config) -> Option<Box<dyn Exchange>> {
+        let timeout = Duration::from_secs(config.train.rank_timeout_s);
+        Some(Box::new(self.0?.watch(timeout)))
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn join_ranks() -> Result<RankSet> {
+    let mut exchange = MpiExchange::start()?;
+    if exchange.ranks() > 1 {
+        return Ok(RankSet(Some(exchange)));
+    }
+    exchange.finish()?;
+    Ok(RankSet(None))
+}
+
+/// Without the feature there is only this process.
+#[cfg(not(feature = "mpi"))]
+struct RankSet;
+
+#[cfg(not(feature = "mpi"))]
+impl RankSet {
+    fn is_first(&self) -> bool {
+        true
+    }
+
+    fn exchange(self, _config: &Config) -> Option<Box<dyn Exchange>> {
+        None
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+fn join_ranks() -> Result<RankSet> {
+    let ranks = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok()?.parse::<usize>().ok());
+    if ranks.is_some_and(|ranks| ranks > 1) {
+        bail!(
+            "this build knows no MPI, and its processes would train each on its own; \
+             hint: cargo install --path primal-cli --features mpi"
+        );
+    }
+    Ok(RankSet)
 }
 
 /// Preset, file or the checkpoint's own configuration, then the flags, then `--set`.
