@@ -1,3 +1,5 @@
+//! Every form of the integer products against the plain sums that they stand for.
+
 use primal_lut::{Grid, QuantMatrix};
 use proptest::prelude::*;
 
