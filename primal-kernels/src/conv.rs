@@ -22,7 +22,7 @@ const TASKS: usize = 16;
 /// Multiplications below which waking a second thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 24;
 
-/// The weights of a convolution, packed: y[o][t] = b[o] + Σ w[o][i][k] · x[i][t + k · dilation].
+/// The weights of a convolution, packed: `y[o][t] = b[o] + Σ w[o][i][k] · x[i][t + k · dilation]`.
 ///
 /// Nothing is padded: `len` input columns make `len - (kernel - 1) * dilation` output columns.
 /// (This is what neural networks call a convolution: the taps are not reversed.)

@@ -41,7 +41,7 @@ pub fn int8_panel_bytes(depth: usize) -> u64 {
 }
 
 /// y = x wᵀ, or y += x wᵀ when `accumulate`, over rows `rows` of `w`: x (n, K) quantised, w
-/// (M, K), y (n, rows.len()) f32; see [the module](super) for the exact result. Returns false,
+/// (M, K), y (n, rows.len()) f32; as exact as [`QuantisedRows`] says. Returns false,
 /// with nothing done, where `w` has no integer form: groups that are neither the whole row nor a
 /// multiple of 32, more than 65,536 columns or a grid without an i8 view.
 ///

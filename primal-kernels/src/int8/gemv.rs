@@ -31,7 +31,7 @@ impl Token<'_> {
     }
 }
 
-/// y = W x for one quantised token, `y` (rows) f32; see [the module](super) for the exact result.
+/// y = W x for one quantised token, `y` (rows) f32; as exact as [`QuantisedRows`] says.
 ///
 /// # Panics
 /// If `x` does not hold one row of `weights.cols()` or `y` has another length than its rows.
