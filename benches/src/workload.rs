@@ -363,7 +363,7 @@ mod tests {
     fn every_workload_runs_on_every_tier() {
         for isa in Isa::available() {
             let mut list = workloads(isa, Size::Tiny).unwrap();
-            assert_eq!(list.len(), 12, "{}", isa.name());
+            assert_eq!(list.len(), 17, "{}", isa.name());
             for workload in &mut list {
                 workload.run();
                 workload.run();
