@@ -144,7 +144,14 @@ fn eval_measures_what_training_measured() {
     );
     assert_eq!(
         keys(&row),
-        ["bits_per_byte", "loss", "perplexity", "tokens"]
+        [
+            "bits_per_byte",
+            "loss",
+            "perplexity",
+            "stride",
+            "tokens",
+            "window"
+        ]
     );
     let (loss, expected) = (
         row["loss"].as_f64().unwrap(),
