@@ -30,7 +30,7 @@ impl TokenStream {
     /// [`ModelError::Document`] with the file whose text the tokenizer refuses.
     pub fn encode(documents: &Documents, tokenizer: &Tokenizer) -> Result<TokenStream, ModelError> {
         /// Documents that are tokenised at once; bounds the memory of the 4-byte ids.
-        const AT_ONCE: usize = 256;
+        const AT_ONCE: usize = 32;
         let mut ids = Ids::new(tokenizer.vocab_size());
         let (separator, separator_bytes) = match tokenizer.end_of_text() {
             Some(token) => (vec![token], 0),
