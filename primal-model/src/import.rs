@@ -223,46 +223,34 @@ impl Calibration {
             .shape
             .block_matrices()
             .map(|(_, cols)| InputMoments::new(cols));
-        let mut out = vec![0.0; self.pass_rows * self.shape.width];
-        for start in (0..self.stream.len()).step_by(self.pass_rows * self.shape.width) {
-            let end = (start + out.len()).min(self.stream.len());
-            let stream = &self.stream[start..end];
-            let (pieces, attention) =
-                pass(&self.shape, self.rope.as_ref(), self.time, stream.len());
-            let out = &mut out[..stream.len()];
-            let (kept, workspace) = (&mut self.kept, &mut self.workspace);
-            block.forward(
-                self.isa,
-                pieces,
-                &attention,
-                stream,
-                kept,
-                Some(out),
-                workspace,
-            );
-            block.matrix_inputs(
-                self.isa,
-                pieces.rows(),
-                stream,
-                kept,
-                workspace,
-                &mut |which, x| {
-                    moments[which].add(x);
-                },
-            );
-        }
+        let (isa, width) = (self.isa, self.shape.width);
+        self.for_each_pass(block, |stream, _, kept, workspace| {
+            let rows = stream.len() / width;
+            block.matrix_inputs(isa, rows, stream, kept, workspace, &mut |which, x| {
+                moments[which].add(x);
+            });
+        });
         moments
     }
 
     /// Runs the stream through a block.
     fn advance(&mut self, block: &Block) {
-        let mut out = vec![0.0; self.pass_rows * self.shape.width];
-        for start in (0..self.stream.len()).step_by(self.pass_rows * self.shape.width) {
-            let end = (start + out.len()).min(self.stream.len());
-            let stream = &mut self.stream[start..end];
+        self.for_each_pass(block, |stream, out, _, _| stream.copy_from_slice(out));
+    }
+
+    /// Runs `block` over the stream, a pass at a time. `each` gets a pass of the stream, what the
+    /// block made of it, and the buffers as the block left them.
+    fn for_each_pass(
+        &mut self,
+        block: &Block,
+        mut each: impl FnMut(&mut [f32], &[f32], &mut BlockActivations, &mut Workspace),
+    ) {
+        let pass_len = self.pass_rows * self.shape.width;
+        let mut out = vec![0.0; pass_len];
+        for stream in self.stream.chunks_mut(pass_len) {
+            let out = &mut out[..stream.len()];
             let (pieces, attention) =
                 pass(&self.shape, self.rope.as_ref(), self.time, stream.len());
-            let out = &mut out[..stream.len()];
             let (kept, workspace) = (&mut self.kept, &mut self.workspace);
             block.forward(
                 self.isa,
@@ -270,10 +258,10 @@ impl Calibration {
                 &attention,
                 stream,
                 kept,
-                Some(out),
+                Some(&mut *out),
                 workspace,
             );
-            stream.copy_from_slice(out);
+            each(stream, out, kept, workspace);
         }
     }
 
