@@ -52,6 +52,8 @@ pub enum Command {
     Watch(WatchArgs),
     /// Writes a run's plots into one HTML page.
     Report(ReportArgs),
+    /// Turns a mel spectrogram, or a sound by way of one, into a WAV file.
+    Vocode(VocodeArgs),
     /// Prints the completion script of a shell.
     Completions(CompletionsArgs),
 }
@@ -418,6 +420,34 @@ pub struct ReportArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
     /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `primal vocode`.
+#[derive(Debug, ClapArgs)]
+#[command(group = clap::ArgGroup::new("source").required(true))]
+pub struct VocodeArgs {
+    /// Mel spectrogram: a safetensors file with a tensor `mel` (bands, frames), natural logarithm
+    /// of magnitudes.
+    #[arg(long, value_name = "FILE", group = "source", value_hint = ValueHint::FilePath)]
+    pub mel: Option<PathBuf>,
+    /// Sound whose mel spectrogram is taken, at any sampling rate.
+    #[arg(long, value_name = "FILE", group = "source", value_hint = ValueHint::FilePath)]
+    pub wav: Option<PathBuf>,
+    /// Folder of a HiFi-GAN checkpoint, or griffin-lim, which needs no weights.
+    #[arg(long, value_name = "DIR|griffin-lim", default_value = "griffin-lim", value_hint = ValueHint::DirPath)]
+    pub vocoder: PathBuf,
+    /// WAV file to write; - for stdout.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Seed of griffin-lim's first phases.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Worker threads, 0 for all cores; changes no result.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print length and speed as JSON.
     #[arg(long)]
     pub json: bool,
 }

@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod plan;
 pub mod report;
 pub mod train;
+pub mod vocode;
 pub mod watch;
 
 use std::fs;
