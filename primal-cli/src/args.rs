@@ -54,6 +54,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Turns a mel spectrogram, or a sound by way of one, into a WAV file.
     Vocode(VocodeArgs),
+    /// Shows the phonemes that a text is read as.
+    Phonemes(PhonemesArgs),
     /// Prints the completion script of a shell.
     Completions(CompletionsArgs),
 }
@@ -448,6 +450,17 @@ pub struct VocodeArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
     /// Print length and speed as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `primal phonemes`.
+#[derive(Debug, ClapArgs)]
+pub struct PhonemesArgs {
+    /// Text to read; - for stdin, line by line.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub text: String,
+    /// Print a JSON object a text.
     #[arg(long)]
     pub json: bool,
 }

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Watch(args) => commands::watch::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Vocode(args) => commands::vocode::run(&args),
+        Command::Phonemes(args) => commands::phonemes::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
     };
     result.unwrap_or_else(|error| report::failure(&error))

@@ -1,4 +1,4 @@
-//! Automation of the repository: `cargo xtask ci`, `bench`, `demo`, `faults`.
+//! Automation of the repository: `cargo xtask ci`, `bench`, `demo`, `faults`, `voice-corpus` and more.
 
 mod bench;
 mod ci;
@@ -8,6 +8,7 @@ mod gpu;
 mod plots;
 mod tidy;
 mod tools;
+mod voice_corpus;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -60,6 +61,8 @@ enum Command {
         #[arg(long, value_name = "FILE", default_value = "gpu-check.md")]
         report: PathBuf,
     },
+    /// Makes a speech corpus of one voice with exact durations; needs Python 3 and its registry.
+    VoiceCorpus(voice_corpus::Args),
     /// Feeds every reader of files with damaged ones; prints cases and panics.
     Fuzz {
         /// Seconds for each kind of file.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Bench { quick, json } => bench::run(quick, json.as_deref()),
         Command::Demo { run } => demo::run(&run),
         Command::Faults { injections, seed } => faults(injections, seed),
+        Command::VoiceCorpus(args) => voice_corpus::run(&args),
         Command::Fuzz { seconds } => fuzz(seconds),
     });
     match result {

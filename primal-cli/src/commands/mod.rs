@@ -9,6 +9,7 @@ pub mod export;
 pub mod generate;
 pub mod import;
 pub mod inspect;
+pub mod phonemes;
 pub mod plan;
 pub mod report;
 pub mod train;
