@@ -390,6 +390,13 @@ pub struct BenchArgs {
     /// Sequences in a training step.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub batch: Option<usize>,
+    /// Pieces of a training step that vote on their own [default: as configured, or as many as
+    /// divide the batch].
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub micro_batches: Option<usize>,
+    /// Override any key of the preset, e.g. model.width=512; can be given many times.
+    #[arg(long, value_name = "SECTION.KEY=VALUE", conflicts_with = "model")]
+    pub set: Vec<String>,
     /// Worker threads, 0 for all cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,

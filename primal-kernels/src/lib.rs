@@ -61,6 +61,7 @@ mod int8;
 mod isa;
 mod lanes;
 mod loss;
+mod multiply_rate;
 mod norm;
 mod rope;
 mod rows;
@@ -93,6 +94,7 @@ pub use loss::{
     CrossEntropyScratch, IGNORED, VOCAB_TILE, cross_entropy_backward_tile, cross_entropy_forward,
     vocab_tiles,
 };
+pub use multiply_rate::{MultiplyRates, multiply_rates};
 pub use norm::{NormKind, norm, norm_backward};
 pub use rope::rotate;
 pub use rows::{DenseRows, MatrixRows, fill_rows};

@@ -63,8 +63,10 @@ mod tensorboard;
 pub mod tokenizer;
 pub mod train;
 pub mod voice;
+mod work;
 
 pub use error::ModelError;
 pub use inference::{InferenceModel, Matrix};
 pub use model::{Model, Pass};
 pub use shape::ModelShape;
+pub use work::Work;

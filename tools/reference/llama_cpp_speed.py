@@ -2,8 +2,8 @@
 """Speed and memory of llama.cpp on the shape of preset `llama-1.1b`: the other side of `primal bench`.
 
   pip install llama-cpp-python gguf numpy     (the first is built from source; CMAKE_ARGS=-DGGML_NATIVE=ON)
-  python llama_cpp_speed.py make --out DIR    random weights: F16, then quantised to Q4_0, Q4_K_M and IQ4_NL
-  python llama_cpp_speed.py run DIR/FILE.gguf --threads 2 --pp 512 --tg 128 --reps 5
+  python llama_cpp_speed.py make --out DIR    random weights: F16, then quantised to Q4_0, Q4_K_M, IQ4_NL and IQ4_NL pure
+  python llama_cpp_speed.py run DIR/FILE.gguf --threads 2 --pp 512 --tg 128 --reps 5 [--no-repack]
 `run` measures one file in one process and prints a JSON line: tokens_per_s of reading 512 tokens into an empty
 context of 2048 and of writing 128 one at a time (median, min, max), file_bytes, peak_rss_bytes.
 """
@@ -16,7 +16,8 @@ import statistics
 import time
 
 LAYERS, WIDTH, HEADS, KV_HEADS, FF_WIDTH, VOCAB, CONTEXT = 22, 2048, 32, 4, 5632, 32000, 2048
-TYPES = {"Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M", "IQ4_NL": "LLAMA_FTYPE_MOSTLY_IQ4_NL"}
+TYPES = {"Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M", "IQ4_NL": "LLAMA_FTYPE_MOSTLY_IQ4_NL",
+         "IQ4_NL_pure": "LLAMA_FTYPE_MOSTLY_IQ4_NL"}
 
 
 def main():
@@ -27,6 +28,7 @@ def main():
     run.add_argument("file", type=pathlib.Path)
     for name, default in (("threads", 2), ("pp", 512), ("tg", 128), ("reps", 5)):
         run.add_argument(f"--{name}", type=int, default=default)
+    run.add_argument("--no-repack", action="store_true", help="weights as in the file, not laid out anew at load")
     args = parser.parse_args()
     make(args.out) if args.verb == "make" else measure(args)
 
@@ -79,7 +81,7 @@ def make(out):
     llama_cpp.llama_backend_init()
     for name, kind in TYPES.items():
         params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype, params.nthread = getattr(llama_cpp, kind), 2
+        params.ftype, params.nthread, params.pure = getattr(llama_cpp, kind), 2, name.endswith("_pure")
         if llama_cpp.llama_model_quantize(str(f16).encode(), str(out / f"{name}.gguf").encode(), ctypes.byref(params)):
             raise SystemExit(f"{name} could not be made")
 
@@ -88,7 +90,9 @@ def measure(args):
     import llama_cpp
 
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(str(args.file).encode(), llama_cpp.llama_model_default_params())
+    model_params = llama_cpp.llama_model_default_params()
+    model_params.use_extra_bufts = not args.no_repack
+    model = llama_cpp.llama_model_load_from_file(str(args.file).encode(), model_params)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, 512, 512
     params.n_threads = params.n_threads_batch = args.threads
@@ -113,7 +117,7 @@ def measure(args):
         return dict(tokens_per_s=statistics.median(rates), min=min(rates), max=max(rates))
 
     token = lambda index: index * 7919 % VOCAB
-    row = dict(file=args.file.name, threads=args.threads, reps=args.reps)
+    row = dict(file=args.file.name, threads=args.threads, reps=args.reps, repack=not args.no_repack)
     row["pp"] = speed([[token(i) for i in range(args.pp)]])
     row["tg"] = speed([[token(i)] for i in range(args.tg)])
     row |= dict(file_bytes=args.file.stat().st_size, peak_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

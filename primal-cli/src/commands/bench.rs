@@ -6,22 +6,25 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use primal_kernels::{Isa, read_rate};
+use primal_kernels::{Isa, multiply_rates, read_rate};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::Config;
 use primal_model::generate::Generator;
 use primal_model::process::peak_rss_bytes;
 use primal_model::train::{Event, Trainer};
-use primal_model::{InferenceModel, Model};
+use primal_model::{InferenceModel, Model, Work};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
-use crate::commands::start_threads;
+use crate::commands::{apply_overrides, start_threads};
 use crate::output;
 use crate::progress::note;
 
 /// Training steps before the first that counts: buffers grow and caches fill.
 const WARM_UP_STEPS: usize = 2;
+
+/// Measurements of the units' speed on each side of a test; the best counts.
+const PEAK_REPS: usize = 3;
 
 /// One test, named as llama-bench does.
 #[derive(Serialize)]
@@ -44,6 +47,13 @@ struct Row<'a> {
     /// The share of it that writing reaches: weights read a second by that.
     #[serde(skip_serializing_if = "Option::is_none")]
     bandwidth_fraction: Option<f64>,
+    /// The share that reading and training reach of the speed at which the units multiply out of
+    /// registers, measured around the test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_fraction: Option<f64>,
+    /// Of training: all buffers by the ledger.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ledger_bytes: Option<u64>,
 }
 
 /// What a test measured.
@@ -52,8 +62,16 @@ struct Measured {
     /// Tokens per second, one a repetition.
     speeds: Vec<f64>,
     weight_bytes: u64,
-    /// Of writing: bytes read a second by reading alone, and bytes of weights a token.
-    reading_alone: Option<(f64, f64)>,
+    floor: Option<Floor>,
+    ledger_bytes: Option<u64>,
+}
+
+/// What bounds a test, measured around it.
+enum Floor {
+    /// Bytes a second of reading alone, and bytes of weights a token.
+    Bandwidth { rate: f64, bytes: f64 },
+    /// Seconds of a token's multiply-adds alone.
+    Peak { seconds: f64 },
 }
 
 /// What is measured: a model's name, its configuration and its vocabulary.
@@ -94,10 +112,16 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
             test,
             mut speeds,
             weight_bytes,
-            reading_alone,
+            floor,
+            ledger_bytes,
         } = measured;
         speeds.sort_by(f64::total_cmp);
         let tokens_per_s = speeds[speeds.len() / 2];
+        let (read, peak) = match floor {
+            Some(Floor::Bandwidth { rate, bytes }) => (Some((rate, bytes)), None),
+            Some(Floor::Peak { seconds }) => (None, Some(seconds * tokens_per_s)),
+            None => (None, None),
+        };
         let row = Row {
             model: &subject.name,
             backend: "cpu",
@@ -110,8 +134,10 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
             weight_bytes,
             peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
             peak_vram_bytes: None,
-            read_bytes_per_s: reading_alone.map(|(rate, _)| rate),
-            bandwidth_fraction: reading_alone.map(|(rate, bytes)| tokens_per_s * bytes / rate),
+            read_bytes_per_s: read.map(|(rate, _)| rate),
+            bandwidth_fraction: read.map(|(rate, bytes)| tokens_per_s * bytes / rate),
+            peak_fraction: peak,
+            ledger_bytes,
         };
         if args.json {
             output::json(&row)
@@ -126,11 +152,16 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         let mut generator = Generator::new(&model, isa, kv_cache.into());
         let vocab = model.shape().vocab;
         for length in pp {
+            let work = Work::of_reading(&subject.config, vocab, length)?;
+            let (speeds, floor) = beside_peak(isa, &work, || {
+                reading(&mut generator, vocab, length, args.reps)
+            })?;
             print(Measured {
                 test: format!("pp{length}"),
-                speeds: reading(&mut generator, vocab, length, args.reps)?,
+                speeds,
                 weight_bytes,
-                reading_alone: None,
+                floor,
+                ledger_bytes: None,
             })?;
         }
         let codes = model.codes();
@@ -144,19 +175,16 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
                 test: format!("tg{length}"),
                 speeds,
                 weight_bytes,
-                reading_alone: (code_bytes > 0)
-                    .then(|| (rates[rates.len() / 2], code_bytes as f64)),
+                floor: (code_bytes > 0).then(|| Floor::Bandwidth {
+                    rate: rates[rates.len() / 2],
+                    bytes: code_bytes as f64,
+                }),
+                ledger_bytes: None,
             })?;
         }
     }
     if args.train {
-        let (speeds, weight_bytes) = training(&subject, args)?;
-        print(Measured {
-            test: "train".to_string(),
-            speeds,
-            weight_bytes,
-            reading_alone: None,
-        })?;
+        print(training(&subject, args, isa)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -177,7 +205,8 @@ impl Subject {
             });
         }
         let name = args.preset.as_deref().unwrap_or("small");
-        let config = Config::preset(name)?;
+        let mut config = Config::preset(name)?;
+        apply_overrides(&mut config, &args.set)?;
         let vocab = match config.data.tokenizer.as_str() {
             "gpt2" => 50_257,
             // As many as tinyshakespeare has, the text that the preset is meant for.
@@ -240,14 +269,30 @@ fn writing(
     (0..reps).map(|_| once()).collect()
 }
 
-/// Tokens per second of training steps through the trainer itself, on made-up text in a
-/// temporary folder; and the bytes of the weights.
-fn training(subject: &Subject, args: &BenchArgs) -> Result<(Vec<f64>, u64)> {
+/// Runs a test bound by arithmetic between two measurements of the arithmetic alone.
+fn beside_peak(
+    isa: Isa,
+    work: &Work,
+    test: impl FnOnce() -> Result<Vec<f64>>,
+) -> Result<(Vec<f64>, Option<Floor>)> {
+    let seconds = || multiply_rates(isa, PEAK_REPS).map(|rates| work.seconds(&rates));
+    let before = seconds();
+    let speeds = test()?;
+    let seconds = before.zip(seconds()).map(|(a, b)| a.min(b));
+    Ok((speeds, seconds.map(|seconds| Floor::Peak { seconds })))
+}
+
+/// Training steps through the trainer itself, on made-up text in a temporary folder.
+fn training(subject: &Subject, args: &BenchArgs, isa: Isa) -> Result<Measured> {
     let folder = TemporaryFolder::create()?;
     let mut config = subject.config.clone();
     if let Some(batch) = args.batch {
         config.train.micro_batches = largest_divisor(batch, config.train.micro_batches);
         config.train.batch = batch;
+    }
+    if let Some(micro_batches) = args.micro_batches {
+        config.train.micro_batches = micro_batches;
+        config.train.micro_batches_per_pass = 1;
     }
     let steps = WARM_UP_STEPS + args.reps;
     let text = folder.0.join("text.txt");
@@ -268,20 +313,29 @@ fn training(subject: &Subject, args: &BenchArgs) -> Result<(Vec<f64>, u64)> {
     config.train.steps = steps as u32 + 1;
     config.train.eval_every = 0;
     config.train.save_every = 0;
+    let work = Work::of_training(&config, subject.vocab)?;
     let mut trainer = Trainer::new(config)?;
-    let mut speeds = Vec::with_capacity(steps);
-    trainer.run(&mut |event| {
-        if let Event::Step(row) = event {
-            speeds.push(row.tokens_per_s);
-        }
-        if speeds.len() < steps {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
+    let (speeds, floor) = beside_peak(isa, &work, || {
+        let mut speeds = Vec::with_capacity(steps);
+        trainer.run(&mut |event| {
+            if let Event::Step(row) = event {
+                speeds.push(row.tokens_per_s);
+            }
+            if speeds.len() < steps {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        Ok(speeds.split_off(WARM_UP_STEPS))
     })?;
-    let counted = speeds.split_off(WARM_UP_STEPS);
-    Ok((counted, weight_bytes(trainer.model())))
+    Ok(Measured {
+        test: "train".to_string(),
+        speeds,
+        weight_bytes: weight_bytes(trainer.model()),
+        floor,
+        ledger_bytes: Some(trainer.ledger().total()),
+    })
 }
 
 /// A token that looks like nothing in particular; `vocab` of them in a row are all different.
@@ -318,6 +372,7 @@ fn print_row(row: &Row<'_>) -> Result<()> {
         row.max,
         output::bytes(row.weight_bytes),
         row.bandwidth_fraction
+            .or(row.peak_fraction)
             .map_or("-".to_string(), |fraction| format!(
                 "{:.0} %",
                 100.0 * fraction
