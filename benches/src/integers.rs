@@ -6,7 +6,7 @@ use primal_kernels::{
     int8_matmul_nt, int8_matvec,
 };
 
-use crate::workload::{Size, Workload, made_up_matrix, made_up_numbers};
+use crate::workload::{Size, Units, Workload, made_up_matrix, made_up_numbers};
 
 /// Sizes of a layer of the presets `llama-1.1b` (decode) and `ghost-0.1b` (the rest).
 struct Sizes {
@@ -58,16 +58,14 @@ fn matvecs(isa: Isa, sizes: &Sizes) -> Result<Workload> {
     let mut y = vec![0.0; rows];
     let bytes = weights.iter().map(PackedWeights::bytes).sum();
     let name = format!("int8 matvec {} x {rows}x{cols}", sizes.copies);
-    Ok(Workload::new(
-        name,
-        bytes,
-        2 * sizes.copies * rows * cols,
-        move || {
+    Ok(
+        Workload::new(name, bytes, 2 * sizes.copies * rows * cols, move || {
             for weights in &weights {
                 int8_matvec(isa, weights, &x, &mut y);
             }
-        },
-    ))
+        })
+        .by(Units::Int8),
+    )
 }
 
 fn products(isa: Isa, sizes: &Sizes) -> Result<[Workload; 3]> {
@@ -93,7 +91,8 @@ fn products(isa: Isa, sizes: &Sizes) -> Result<[Workload; 3]> {
             move || {
                 int8_matmul_nt(isa, &x, &matrix, 0..m, &mut y, false);
             },
-        ),
+        )
+        .by(Units::Int8),
         Workload::new(
             format!("int8 input grad {n}x{m}x{k}"),
             0,
@@ -101,7 +100,8 @@ fn products(isa: Isa, sizes: &Sizes) -> Result<[Workload; 3]> {
             move || {
                 int8_matmul_nn(isa, &dy, &matrix2, 0..m, &mut dx, false);
             },
-        ),
+        )
+        .by(Units::Int8),
     ])
 }
 
@@ -116,4 +116,5 @@ fn gradient_tile(isa: Isa, sizes: &Sizes) -> Workload {
     Workload::new(name, 0, 2 * n * ROWS * k, move || {
         bf16_tn_tile(isa, &dy, &x, 0..ROWS, &mut out, false);
     })
+    .by(Units::Bf16)
 }

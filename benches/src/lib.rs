@@ -18,4 +18,4 @@ mod training;
 mod workload;
 
 pub use training::training_steps;
-pub use workload::{Size, Workload, workloads};
+pub use workload::{Size, Units, Workload, workloads};

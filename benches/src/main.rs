@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Parser;
-use primal_benches::{Size, Workload, workloads};
-use primal_kernels::{Isa, read_bandwidth};
+use primal_benches::{Size, Units, Workload, workloads};
+use primal_kernels::{Isa, MultiplyRates, multiply_rates, read_bandwidth};
 use serde::Serialize;
 
 /// Measures the kernels, one JSON object a line.
@@ -35,6 +35,9 @@ struct Row<'a> {
     /// Bytes per second relative to plain reading of memory in the same run: the floor of what
     /// streams more than the caches hold.
     of_read_bandwidth: Option<f64>,
+    /// Operations relative to what the same units do out of registers, measured in the same run
+    /// with as many threads.
+    of_peak: Option<f64>,
 }
 
 /// What plain reading is measured on.
@@ -50,12 +53,45 @@ fn main() -> Result<()> {
     };
     let read = read_bandwidth(Isa::from_env()?, READ_BYTES, 5)?[2] / 1e9;
     for isa in tiers {
+        let peak = Peak::measure(isa)?;
         for mut workload in workloads(isa, Size::Real)? {
-            let row = measure(&mut workload, isa, budget, read);
+            let row = measure(&mut workload, isa, budget, read, &peak);
             writeln!(std::io::stdout(), "{}", serde_json::to_string(&row)?)?;
         }
     }
     Ok(())
+}
+
+/// How fast the units of a tier multiply out of registers.
+struct Peak {
+    one_thread: Option<MultiplyRates>,
+    all_threads: Option<MultiplyRates>,
+}
+
+impl Peak {
+    fn measure(isa: Isa) -> Result<Peak> {
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+        Ok(Peak {
+            one_thread: one.install(|| multiply_rates(isa, 5)),
+            all_threads: multiply_rates(isa, 5),
+        })
+    }
+
+    /// Operations a second of what `workload` computes with.
+    fn of(&self, workload: &Workload) -> Option<f64> {
+        let one_thread = workload.name.contains("1 thread");
+        let rates = if one_thread {
+            self.one_thread
+        } else {
+            self.all_threads
+        }?;
+        let multiply_adds = match workload.units {
+            Units::F32 => rates.f32,
+            Units::Int8 => rates.int8,
+            Units::Bf16 => rates.bf16.unwrap_or(rates.f32),
+        };
+        Some(2.0 * multiply_adds)
+    }
 }
 
 /// Runs a workload for `budget`, at least three times, after one run that does not count.
@@ -64,6 +100,7 @@ fn measure<'a>(
     isa: Isa,
     budget: Duration,
     read_gb_per_s: f64,
+    peak: &Peak,
 ) -> Row<'a> {
     workload.run();
     let mut seconds = Vec::new();
@@ -87,5 +124,8 @@ fn measure<'a>(
         gb_per_s: giga_per_s(workload.bytes),
         gflop_per_s: giga_per_s(workload.flops),
         of_read_bandwidth: giga_per_s(workload.bytes).map(|rate| rate / read_gb_per_s),
+        of_peak: giga_per_s(workload.flops)
+            .zip(peak.of(workload))
+            .map(|(rate, peak)| rate * 1e9 / peak),
     }
 }

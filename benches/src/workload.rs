@@ -30,7 +30,20 @@ pub struct Workload {
     pub bytes: u64,
     /// Floating-point operations, a multiply-add being two; 0 where bytes are what counts.
     pub flops: u64,
+    /// What does them.
+    pub units: Units,
     call: Box<dyn FnMut()>,
+}
+
+/// The arithmetic of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Units {
+    /// float32.
+    F32,
+    /// Bytes into 32-bit sums.
+    Int8,
+    /// Pairs of bf16.
+    Bf16,
 }
 
 impl Workload {
@@ -49,8 +62,14 @@ impl Workload {
             name,
             bytes: bytes as u64,
             flops: flops as u64,
+            units: Units::F32,
             call: Box::new(call),
         }
+    }
+
+    /// The same kernel, said to compute in these units.
+    pub(crate) fn by(self, units: Units) -> Self {
+        Workload { units, ..self }
     }
 }
 

@@ -18,6 +18,9 @@ const PANEL_COLS: usize = 64;
 /// Token pairs that are summed while both panels' parts stay in the first-level cache.
 const DEPTH: usize = 64;
 
+/// Rows that share a step in [`Bf16Panels::fill_int8`].
+const INT8_ROWS: usize = 32;
+
 /// A pair of tokens × 64 columns: the earlier token in the low half.
 type Pairs = [u32; PANEL_COLS];
 
@@ -82,9 +85,56 @@ impl Bf16Panels {
             });
     }
 
+    /// As [`Bf16Panels::fill`], of `x` rounded to what int8 holds: a column of 32 rows takes whole
+    /// multiples, up to ±127, of one power of two. bf16 holds those numbers exactly, so a product
+    /// of two such matrices is that of integers, up to its float sums.
+    ///
+    /// # Panics
+    /// If `x` is no whole rows or does not fit.
+    pub fn fill_int8(&mut self, isa: Isa, x: &[f32], cols: usize) {
+        assert!(cols > 0 && x.len().is_multiple_of(cols), "whole rows");
+        let mut rounded = vec![0.0; x.len()];
+        rounded
+            .par_chunks_mut(INT8_ROWS * cols)
+            .zip(x.par_chunks(INT8_ROWS * cols))
+            .for_each(|(rounded, x)| round_to_int8(x, rounded, cols));
+        self.fill(isa, &rounded, cols);
+    }
+
     fn panel(&self, panel: usize) -> &[Pairs] {
         let pairs = self.rows.div_ceil(2);
         &self.pairs[panel * pairs..(panel + 1) * pairs]
+    }
+}
+
+/// One block of [`Bf16Panels::fill_int8`].
+fn round_to_int8(x: &[f32], rounded: &mut [f32], cols: usize) {
+    let mut steps = vec![0.0f32; cols];
+    for row in x.chunks_exact(cols) {
+        for (step, x) in steps.iter_mut().zip(row) {
+            // A NaN is not the larger one, and goes through the rounding as it is.
+            *step = step.max(x.abs());
+        }
+    }
+    for step in &mut steps {
+        *step = power_of_two_from(*step / 127.0);
+    }
+    for (row, rounded) in x.chunks_exact(cols).zip(rounded.chunks_exact_mut(cols)) {
+        for ((x, step), rounded) in row.iter().zip(&steps).zip(rounded) {
+            *rounded = (x / step).round_ties_even() * step;
+        }
+    }
+}
+
+/// The least normal power of two that is not below `x` ≥ 0; 1 where there is none.
+fn power_of_two_from(x: f32) -> f32 {
+    let bits = x.max(f32::MIN_POSITIVE).to_bits();
+    let up = if bits & 0x7f_ffff == 0 { 0 } else { 1 };
+    let exponent = (bits >> 23) + up;
+    if exponent < 255 {
+        f32::from_bits(exponent << 23)
+    } else {
+        1.0
     }
 }
 
@@ -326,6 +376,40 @@ mod tests {
             assert_eq!(got[..7], want, "{}", isa.name());
             assert_eq!(got[7], 0);
         }
+    }
+
+    #[test]
+    fn int8_rounding_keeps_to_its_step_and_to_seven_bits() {
+        let (rows, cols) = (70, 5);
+        let mut x = noise(rows * cols, 4);
+        for row in x.chunks_exact_mut(cols).take(32) {
+            row[1] *= 1000.0;
+            row[2] = 0.0;
+        }
+        x[3] = f32::NAN;
+        x[cols + 4] = f32::INFINITY;
+        let mut rounded = vec![0.0; x.len()];
+        for (x, rounded) in x.chunks(32 * cols).zip(rounded.chunks_mut(32 * cols)) {
+            round_to_int8(x, rounded, cols);
+            for c in 0..3 {
+                let most = x
+                    .iter()
+                    .skip(c)
+                    .step_by(cols)
+                    .fold(0.0f32, |m, x| m.max(x.abs()));
+                let step = power_of_two_from(most / 127.0);
+                for (x, r) in x.iter().zip(rounded.iter()).skip(c).step_by(cols) {
+                    let units = r / step;
+                    assert!(units.fract() == 0.0 && units.abs() <= 127.0);
+                    assert!((x - r).abs() <= 0.5 * step);
+                    assert_eq!(bf16(*r), *r);
+                }
+            }
+        }
+        assert!(rounded[3].is_nan() && rounded[cols + 4] == f32::INFINITY);
+        assert_eq!(power_of_two_from(0.75), 1.0);
+        assert_eq!(power_of_two_from(0.5), 0.5);
+        assert_eq!(power_of_two_from(0.0), f32::MIN_POSITIVE);
     }
 
     proptest! {

@@ -168,7 +168,7 @@ pub(crate) struct HeadScratch {
 
 impl HeadScratch {
     fn sizes(shape: &ModelShape, plan: &PassPlan) -> (usize, usize, usize, bool) {
-        let int8 = plan.compute == Compute::Int8;
+        let int8 = plan.compute.is_int8();
         let pair_rows = match (int8, plan.training()) {
             (true, true) => plan.piece_rows(shape),
             _ => 0,

@@ -5,7 +5,7 @@ mod model;
 use std::path::PathBuf;
 
 pub use model::{FeedForward, FloatPart, ModelConfig, NormKind, PositionKind, RopeScaling};
-use primal_kernels::CacheKind;
+use primal_kernels::{Bf16Panels, CacheKind, Isa};
 pub use primal_optim::{OptimConfig, Rule};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -131,8 +131,35 @@ pub enum Compute {
     /// token; weight gradients in bf16 where the CPU multiplies it.
     #[default]
     Int8,
+    /// The same, and what the weight gradients multiply is rounded to int8 too, by blocks of 32
+    /// tokens and one column. An experiment: no faster, since bf16 holds those numbers exactly.
+    Int8Blocks,
     /// In float32.
     Float,
+}
+
+impl Compute {
+    /// Whether products with a matrix on the grid are of integers.
+    pub(crate) fn is_int8(self) -> bool {
+        self != Compute::Float
+    }
+
+    /// Whether weight gradients of matrices on the grid are computed in bf16.
+    pub(crate) fn has_bf16_gradients(self, isa: Isa) -> bool {
+        match self {
+            Compute::Int8 => isa.extras().bf16,
+            Compute::Int8Blocks => true,
+            Compute::Float => false,
+        }
+    }
+
+    /// Lays out an operand of a weight gradient in bf16.
+    pub(crate) fn fill(self, isa: Isa, to: &mut Bf16Panels, x: &[f32], cols: usize) {
+        match self {
+            Compute::Int8Blocks => to.fill_int8(isa, x, cols),
+            Compute::Int8 | Compute::Float => to.fill(isa, x, cols),
+        }
+    }
 }
 
 /// How a model is run.

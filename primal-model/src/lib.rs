@@ -63,6 +63,8 @@ mod tensorboard;
 pub mod tokenizer;
 pub mod train;
 pub mod voice;
+#[cfg(test)]
+mod vote_tests;
 mod work;
 
 pub use error::ModelError;

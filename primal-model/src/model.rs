@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::activations::{Activations, HeadScratch};
 use crate::block::{Attention, Block};
 use crate::build::{Fresh, Stored, build};
-use crate::config::{Compute, Config};
+use crate::config::Config;
 use crate::error::ModelError;
 use crate::layers::{Norm, Param, ParamMut, Pieces};
 use crate::rope::Rope;
@@ -480,9 +480,9 @@ impl HeadPiece<'_> {
             d_pairs,
         } = scratch;
         let on_grid = head.quant().is_some();
-        let bf16 = *compute == Compute::Int8 && on_grid && isa.extras().bf16;
+        let bf16 = on_grid && compute.has_bf16_gradients(isa);
         if bf16 {
-            x_pairs.fill(isa, self.x, c);
+            compute.fill(isa, x_pairs, self.x, c);
         }
         cross_entropy.start(isa, self.x, c);
         let mut finite = true;
@@ -490,7 +490,7 @@ impl HeadPiece<'_> {
             let (out, dx) = (tile.len(), dx.as_deref_mut());
             let d_logits = self.tile(ctx, head, tile.clone(), dx, cross_entropy);
             let gradient = if bf16 {
-                d_pairs.fill(isa, d_logits, out);
+                compute.fill(isa, d_pairs, d_logits, out);
                 WeightGradient::Bf16 {
                     isa,
                     dy: d_pairs,

@@ -184,7 +184,7 @@ impl Tolerance {
     fn of(compute: Compute) -> Tolerance {
         let (loss, gradient) = match compute {
             Compute::Float => (1e-5, 1e-4),
-            Compute::Int8 => (0.01, 0.2),
+            Compute::Int8 | Compute::Int8Blocks => (0.01, 0.2),
         };
         Tolerance { loss, gradient }
     }
@@ -260,7 +260,7 @@ fn check_file(name: &str, rule: Rule, recompute: usize, compute: Compute) {
             }
         }
         model.discard();
-        if compute == Compute::Int8 {
+        if compute.is_int8() {
             continue;
         }
 
@@ -295,6 +295,7 @@ fn scale_gradients_on_the_grid_equal_pytorch() {
         check_file(name, Rule::Frozen, 0, Compute::Float);
         check_file(name, Rule::Consensus, 1, Compute::Float);
         check_file(name, Rule::Consensus, 1, Compute::Int8);
+        check_file(name, Rule::Consensus, 1, Compute::Int8Blocks);
     }
 }
 

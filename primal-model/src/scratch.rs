@@ -39,7 +39,7 @@ impl Sizes {
         let elements = matrices.map(|(rows, cols)| rows * cols);
         let widest_in = matrices.iter().fold(0, |w, &(_, cols)| w.max(cols));
         let widest = matrices.iter().fold(widest_in, |w, &(rows, _)| w.max(rows));
-        let int8 = compute == Compute::Int8;
+        let int8 = compute.is_int8();
         Sizes {
             decoded: if int8 {
                 0
@@ -120,7 +120,7 @@ impl LinearScratch {
         accumulate: bool,
     ) {
         let (out, input) = (weight.rows(), weight.cols());
-        if let (Compute::Int8, Some(matrix)) = (self.compute, weight.quant()) {
+        if let (true, Some(matrix)) = (self.compute.is_int8(), weight.quant()) {
             self.quantised.quantise(isa, x, input, None);
             if kernels::int8_matmul_nt(isa, &self.quantised, matrix, 0..out, y, accumulate) {
                 return;
@@ -140,7 +140,7 @@ impl LinearScratch {
         dx: &mut [f32],
     ) {
         let (out, input) = (weight.rows(), weight.cols());
-        if let (Compute::Int8, Some(matrix)) = (self.compute, weight.quant())
+        if let (true, Some(matrix)) = (self.compute.is_int8(), weight.quant())
             && matrix.group() == input
         {
             self.quantised.quantise(isa, dy, out, Some(matrix.scales()));
@@ -171,9 +171,9 @@ impl LinearScratch {
             &mut self.sums[start..self.next_sum]
         };
         let on_grid = weight.quant().is_some();
-        let gradient = if self.compute == Compute::Int8 && on_grid && isa.extras().bf16 {
-            self.dy_pairs.fill(isa, dy, out);
-            self.x_pairs.fill(isa, x, input);
+        let gradient = if on_grid && self.compute.has_bf16_gradients(isa) {
+            self.compute.fill(isa, &mut self.dy_pairs, dy, out);
+            self.compute.fill(isa, &mut self.x_pairs, x, input);
             WeightGradient::Bf16 {
                 isa,
                 dy: &self.dy_pairs,

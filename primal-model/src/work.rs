@@ -50,7 +50,7 @@ impl Work {
         let attention = (forward + 2.5) * parts.attention(config.model.context);
         let weights = parts.grid + parts.grid_head;
         Ok(match plan.compute {
-            Compute::Int8 => Work {
+            Compute::Int8 | Compute::Int8Blocks => Work {
                 int8: grid,
                 bf16: weights,
                 f32: float + attention,

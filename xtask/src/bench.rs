@@ -1,7 +1,7 @@
 //! The table of speed and memory: whole models through the release binary, kernels one by one.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,72 +10,132 @@ use serde_json::{Value, json};
 
 use crate::tools::{build_release, capture, command_line};
 
-/// Arguments of `primal bench` for each model of the full table.
-const FULL: [&[&str]; 4] = [
-    &["--preset", "shakespeare-char", "--train", "--reps", "5"],
-    &[
-        "--preset", "small", "--train", "--pp", "256", "--tg", "128", "--reps", "5",
-    ],
-    &[
-        "--preset",
+/// Rows of the table: what it is called and the arguments of `primal bench`.
+type Model = (&'static str, &'static str);
+
+/// What the project is known for.
+const FULL: [Model; 9] = [
+    (
+        "shakespeare-char",
+        "--preset shakespeare-char --train --reps 50",
+    ),
+    ("small", "--preset small --train --pp 256 --tg 128"),
+    (
         "ghost-0.1b",
-        "--pp",
-        "512",
-        "--tg",
-        "64",
-        "--reps",
-        "3",
-    ],
-    &[
-        "--preset",
-        "ghost-0.1b",
-        "--train",
-        "--batch",
-        "8",
-        "--reps",
-        "1",
-    ],
+        "--preset ghost-0.1b --train --batch 16 --micro-batches 1",
+    ),
+    (
+        "ghost-0.1b, 1 thread",
+        "--preset ghost-0.1b --train --batch 16 --micro-batches 1 --threads 1 --reps 3",
+    ),
+    // As the original keeps them.
+    (
+        "ghost-0.1b, float parts",
+        "--preset ghost-0.1b --train --batch 16 --micro-batches 1 --reps 3 \
+         --set model.tie_head=false --set model.float_parts=[\"attention\",\"embeddings\"]",
+    ),
+    (
+        "ghost-0.1b, adamw",
+        "--preset ghost-0.1b --train --batch 16 --micro-batches 1 --reps 1 --set optim.rule=adamw",
+    ),
+    ("ghost-0.1b", "--preset ghost-0.1b --pp 512 --tg 128"),
+    ("llama-1.1b", "--preset llama-1.1b --pp 512 --tg 128"),
+    (
+        "llama-1.1b, 1 thread",
+        "--preset llama-1.1b --pp 512 --tg 128 --threads 1 --reps 3",
+    ),
 ];
 
 /// The same for `--quick`.
-const QUICK: [&[&str]; 2] = [
-    &["--preset", "shakespeare-char", "--train", "--reps", "3"],
-    &[
-        "--preset", "small", "--pp", "256", "--tg", "32", "--reps", "3",
-    ],
+const QUICK: [Model; 2] = [
+    (
+        "shakespeare-char",
+        "--preset shakespeare-char --train --reps 10",
+    ),
+    ("small", "--preset small --pp 256 --tg 32 --reps 3"),
 ];
 
-/// Measures, prints the table and, where asked, writes the raw rows.
+/// Widths at 256 tokens, then contexts at a width of 512; four blocks, 4096 tokens a step.
+const WIDTHS: [usize; 4] = [256, 512, 1024, 2048];
+const CONTEXTS: [usize; 6] = [128, 256, 512, 1024, 2048, 4096];
+
+/// Measures and prints the table. A full run leaves its raw rows in a folder of `benches/runs`;
+/// `to` receives them too.
 pub fn run(quick: bool, to: Option<&Path>) -> Result<()> {
     let primal = build_release("primal-cli", "primal")?;
     let kernels = build_release("primal-benches", "kernels")?;
-    let models: &[&[&str]] = if quick { &QUICK } else { &FULL };
+    let models: &[Model] = if quick { &QUICK } else { &FULL };
     let mut model_rows = Vec::new();
-    for arguments in models {
-        let mut command = Command::new(&primal);
-        command.arg("bench").args(*arguments).arg("--json");
-        model_rows.extend(rows(&mut command)?);
+    for &(label, arguments) in models {
+        model_rows.extend(model_rows_of(&primal, label, arguments)?);
+    }
+    if !quick {
+        for width in WIDTHS {
+            model_rows.extend(scaling_row(&primal, width, 256)?);
+        }
+        for context in CONTEXTS {
+            model_rows.extend(scaling_row(&primal, 512, context)?);
+        }
     }
     let mut command = Command::new(&kernels);
     if quick {
         command.arg("--quick");
     }
     let kernel_rows = rows(&mut command)?;
-    print_models(&model_rows);
-    print_kernels(&kernel_rows);
-    if let Some(path) = to {
-        let report = json!({
-            "command": format!("cargo xtask bench{}", if quick { " --quick" } else { "" }),
-            "unix_time_s": SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-            "machine": machine(),
-            "rustc": capture(Command::new("rustc").arg("--version"))?.trim(),
-            "models": model_rows,
-            "kernels": kernel_rows,
-        });
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    let table = model_table(&model_rows) + "\n" + &kernel_table(&kernel_rows);
+    print!("\n{table}");
+    let commit = commit();
+    let report = json!({
+        "command": format!("cargo xtask bench{}", if quick { " --quick" } else { "" }),
+        "unix_time_s": SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        "commit": commit.as_ref().map(|(_, commit)| commit),
+        "machine": machine(),
+        "rustc": capture(Command::new("rustc").arg("--version"))?.trim(),
+        "models": model_rows,
+        "kernels": kernel_rows,
+    });
+    let text = serde_json::to_string_pretty(&report)? + "\n";
+    let mut files: Vec<(PathBuf, &str)> = Vec::new();
+    if !quick && let Some((date, commit)) = commit {
+        let cpu = text_of(&report["machine"]["cpu"]).to_lowercase();
+        let cpu: Vec<&str> = cpu
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|word| !word.is_empty())
+            .collect();
+        let name = format!("{date}-{}-{commit}", cpu.join("-"));
+        let folder = Path::new("benches/runs").join(name);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        files.push((folder.join("rows.json"), &text));
+        files.push((folder.join("table.txt"), &table));
+    }
+    files.extend(to.map(|path| (path.to_path_buf(), text.as_str())));
+    for (path, text) in files {
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("wrote {}", path.display());
     }
     Ok(())
+}
+
+fn scaling_row(primal: &Path, width: usize, context: usize) -> Result<Vec<Value>> {
+    let (heads, batch) = (width / 64, 4096 / context);
+    let label = format!("width {width}, context {context}");
+    let arguments = format!(
+        "--preset small --train --batch {batch} --micro-batches 1 --reps 3 \
+         --set model.n_layer=4 --set model.width={width} --set model.n_head={heads} \
+         --set model.context={context}"
+    );
+    model_rows_of(primal, &label, &arguments)
+}
+
+fn model_rows_of(primal: &Path, label: &str, arguments: &str) -> Result<Vec<Value>> {
+    let mut command = Command::new(primal);
+    command.arg("bench").args(arguments.split_whitespace());
+    let mut rows = rows(command.arg("--json"))?;
+    for row in &mut rows {
+        row["label"] = label.into();
+    }
+    Ok(rows)
 }
 
 /// Runs a program that writes one JSON object a line; each row remembers its command.
@@ -92,44 +152,58 @@ fn rows(command: &mut Command) -> Result<Vec<Value>> {
     text.lines().map(parse).collect()
 }
 
-fn print_models(rows: &[Value]) {
-    println!(
-        "\n{:<18} {:<8} {:>7} {:>8} {:>12} {:>12} {:>12}",
-        "model", "isa", "threads", "test", "tokens/s", "weights MiB", "peak MiB"
+fn model_table(rows: &[Value]) -> String {
+    let mut table = format!(
+        "{:<26} {:<7} {:>7} {:>6} {:>10} {:>10} {:>10} {:>9} {:>10} {:>9}\n",
+        "model",
+        "isa",
+        "threads",
+        "test",
+        "tokens/s",
+        "min",
+        "max",
+        "peak MiB",
+        "ledger MiB",
+        "floor"
     );
     for row in rows {
-        println!(
-            "{:<18} {:<8} {:>7} {:>8} {:>12.1} {:>12.1} {:>12.1}",
-            text(&row["model"]),
-            text(&row["isa"]),
+        let floor = [&row["bandwidth_fraction"], &row["peak_fraction"]];
+        table += &format!(
+            "{:<26} {:<7} {:>7} {:>6} {:>10.1} {:>10.1} {:>10.1} {:>9.1} {:>10} {:>9}\n",
+            text_of(&row["label"]),
+            text_of(&row["isa"]),
             row["threads"].as_u64().unwrap_or(0),
-            text(&row["test"]),
+            text_of(&row["test"]),
             row["tokens_per_s"].as_f64().unwrap_or(f64::NAN),
-            mib(&row["weight_bytes"]),
-            mib(&row["peak_rss_bytes"]),
+            row["min"].as_f64().unwrap_or(f64::NAN),
+            row["max"].as_f64().unwrap_or(f64::NAN),
+            mib(&row["peak_rss_bytes"]).unwrap_or(f64::NAN),
+            or_dash(mib(&row["ledger_bytes"]).map(|mib| format!("{mib:.1}"))),
+            percent(floor.into_iter().find_map(Value::as_f64)),
         );
     }
+    table
 }
 
-fn print_kernels(rows: &[Value]) {
-    println!(
-        "\n{:<28} {:<8} {:>12} {:>10} {:>10}",
-        "kernel", "isa", "median us", "GB/s", "GFLOP/s"
+fn kernel_table(rows: &[Value]) -> String {
+    let mut table = format!(
+        "{:<42} {:<7} {:>11} {:>8} {:>8} {:>9} {:>8}\n",
+        "kernel", "isa", "median us", "GB/s", "GOP/s", "of read", "of peak"
     );
     for row in rows {
-        let rate = |key: &str| match row[key].as_f64() {
-            Some(rate) => format!("{rate:.1}"),
-            None => String::from("-"),
-        };
-        println!(
-            "{:<28} {:<8} {:>12.1} {:>10} {:>10}",
-            text(&row["workload"]),
-            text(&row["isa"]),
+        let rate = |key: &str| or_dash(row[key].as_f64().map(|rate| format!("{rate:.1}")));
+        table += &format!(
+            "{:<42} {:<7} {:>11.1} {:>8} {:>8} {:>9} {:>8}\n",
+            text_of(&row["workload"]),
+            text_of(&row["isa"]),
             row["median_us"].as_f64().unwrap_or(f64::NAN),
             rate("gb_per_s"),
             rate("gflop_per_s"),
+            percent(row["of_read_bandwidth"].as_f64()),
+            percent(row["of_peak"].as_f64()),
         );
     }
+    table
 }
 
 /// What the operating system says of the machine, where it does.
@@ -148,10 +222,28 @@ fn machine() -> Value {
     })
 }
 
-fn text(value: &Value) -> &str {
+/// Date and short hash of the commit, where git knows them; a changed tree is said to be one.
+fn commit() -> Option<(String, String)> {
+    let git = |arguments: &[&str]| capture(Command::new("git").args(arguments)).ok();
+    let shown = git(&["show", "-s", "--format=%cs %h", "HEAD"])?;
+    let (date, hash) = shown.trim().split_once(' ')?;
+    let clean = git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    let hash = format!("{hash}{}", if clean { "" } else { "-changed" });
+    Some((date.to_string(), hash))
+}
+
+fn text_of(value: &Value) -> &str {
     value.as_str().unwrap_or("-")
 }
 
-fn mib(value: &Value) -> f64 {
-    value.as_f64().unwrap_or(f64::NAN) / f64::from(1 << 20)
+fn mib(value: &Value) -> Option<f64> {
+    Some(value.as_f64()? / f64::from(1 << 20))
+}
+
+fn percent(fraction: Option<f64>) -> String {
+    or_dash(fraction.map(|fraction| format!("{:.0} %", 100.0 * fraction)))
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_string())
 }

@@ -29,7 +29,7 @@ enum Command {
     Ci,
     /// Measures tokens per second, memory and the kernels; prints a table.
     Bench {
-        /// Small models and few repetitions: about two minutes.
+        /// Small models and few repetitions: about two minutes. Leaves nothing in benches/runs.
         #[arg(long)]
         quick: bool,
         /// Also writes machine, command, versions and the raw rows to this file.
