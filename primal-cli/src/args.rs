@@ -56,6 +56,8 @@ pub enum Command {
     Vocode(VocodeArgs),
     /// Shows the phonemes that a text is read as.
     Phonemes(PhonemesArgs),
+    /// Trains a vocoder on a folder of WAV files.
+    VocoderTrain(Box<VocoderTrainArgs>),
     /// Prints the completion script of a shell.
     Completions(CompletionsArgs),
 }
@@ -450,6 +452,9 @@ pub struct VocodeArgs {
     /// WAV file to write; - for stdout.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: PathBuf,
+    /// PNG picture of the mel spectrogram to write.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub spectrogram: Option<PathBuf>,
     /// Seed of griffin-lim's first phases.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
@@ -468,6 +473,74 @@ pub struct PhonemesArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub text: String,
     /// Print a JSON object a text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `primal vocoder-train`.
+#[derive(Debug, ClapArgs)]
+pub struct VocoderTrainArgs {
+    /// Folder that is searched for WAV files, at any sampling rate.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub data: PathBuf,
+    /// Run folder: metrics.jsonl, step_NNNNNN/, and best/, a folder for --vocoder.
+    #[arg(long, value_name = "DIR", default_value = "runs/vocoder", value_hint = ValueHint::DirPath)]
+    pub run: PathBuf,
+    /// Go on where the run stopped, with the options that it began with.
+    #[arg(long)]
+    pub resume: bool,
+    /// Start from the weights of this folder; its shape is taken too.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "config"], value_hint = ValueHint::DirPath)]
+    pub from: Option<PathBuf>,
+    /// Generator of HiFi-GAN.
+    #[arg(long, value_parser = ["v1", "v2", "v3"], default_value = "v3")]
+    pub preset: String,
+    /// Generator's shape with HiFi-GAN's keys, TOML or JSON.
+    #[arg(long, value_name = "FILE", conflicts_with = "preset", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Steps in all; the rate falls over them [10000].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// Segments of a step [8].
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Samples of a segment, whole frames [8192].
+    #[arg(long, value_name = "N")]
+    pub segment: Option<usize>,
+    /// Learning rate [0.0002].
+    #[arg(long, value_name = "F")]
+    pub rate: Option<f32>,
+    /// Steps over which the rate rises [100].
+    #[arg(long, value_name = "N")]
+    pub warmup: Option<u64>,
+    /// Weight of the mel loss [45].
+    #[arg(long, value_name = "F")]
+    pub mel_weight: Option<f32>,
+    /// Weight of the multi-resolution STFT loss [1].
+    #[arg(long, value_name = "F")]
+    pub stft_weight: Option<f32>,
+    /// First step with discriminators and feature matching; without it there are none.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub adversarial_from: Option<u64>,
+    /// Channels of the discriminators' widest layers, a power of two; official: 1024 [128].
+    #[arg(long, value_name = "N")]
+    pub discriminator_width: Option<usize>,
+    /// Sounds that are held out for evaluation [16].
+    #[arg(long, value_name = "N")]
+    pub held_out: Option<usize>,
+    /// Steps between evaluations.
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
+    pub eval_every: u64,
+    /// Steps between checkpoints.
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
+    pub save_every: u64,
+    /// Seed of first weights and segments.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Worker threads, 0 for all cores; changes no result.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print the rows of metrics.jsonl on stdout.
     #[arg(long)]
     pub json: bool,
 }

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report::run(&args),
         Command::Vocode(args) => commands::vocode::run(&args),
         Command::Phonemes(args) => commands::phonemes::run(&args),
+        Command::VocoderTrain(args) => commands::vocoder_train::run(&args),
         Command::Completions(args) => commands::completions::run(&args),
     };
     result.unwrap_or_else(|error| report::failure(&error))

@@ -20,7 +20,13 @@ fn a_sound_goes_through_griffin_lim() {
     let place = Workplace::new();
     place.write("in.wav", tones());
     let mut command = place.primal("vocode");
-    let row = json(command.args(["--wav", "in.wav", "--output", "out.wav", "--json"]));
+    command.args(["--wav", "in.wav", "--spectrogram", "out.png"]);
+    let row = json(command.args(["--output", "out.wav", "--json"]));
+    assert!(
+        fs::read(place.path("out.png"))
+            .unwrap()
+            .starts_with(b"\x89PNG")
+    );
     // 8,000 samples at 16 kHz are 11,025 at 22,050 Hz: 43 frames.
     assert_eq!(row["frames"], 43);
     assert!(row["times_real_time"].as_f64().unwrap() > 0.0);

@@ -4,11 +4,15 @@
 //! within a channel the taps in order. So it has the same bits on every tier, for any number of
 //! threads and wherever a signal is cut; blocking only decides which chains run side by side.
 
+mod gradient;
+
 use rayon::prelude::*;
 
 use crate::isa::{Isa, Tier, dispatch};
 use crate::lanes::{LANES, Lanes};
 use crate::signal::Signal;
+
+pub use gradient::conv1d_weight_gradient;
 
 /// Output channels whose weights lie together.
 const PANEL: usize = 8;
@@ -53,19 +57,34 @@ impl Conv1d {
             "weights are (c_out, c_in, kernel)"
         );
         assert!(depth > 0 && depth.is_multiple_of(kernel), "(c_in, kernel)");
-        let mut packed = Vec::with_capacity(weights.len());
-        for panel in weights.chunks(PANEL * depth) {
-            for d in 0..depth {
-                packed.extend(panel.iter().skip(d).step_by(depth));
-            }
-        }
-        Conv1d {
+        let mut conv = Conv1d {
             c_out,
             c_in: depth / kernel,
             kernel,
             dilation,
-            weights: packed,
+            weights: vec![0.0; weights.len()],
             bias: bias.to_vec(),
+        };
+        conv.set(weights, bias);
+        conv
+    }
+
+    /// Packs other weights and another bias of the same shapes.
+    ///
+    /// # Panics
+    /// If a length differs.
+    pub fn set(&mut self, weights: &[f32], bias: &[f32]) {
+        assert_eq!(weights.len(), self.weights.len(), "as many weights");
+        self.bias.copy_from_slice(bias);
+        let depth = self.c_in * self.kernel;
+        let panels = weights.chunks(PANEL * depth);
+        for (to, panel) in self.weights.chunks_mut(PANEL * depth).zip(panels) {
+            let height = panel.len() / depth;
+            for (d, to) in to.chunks_exact_mut(height).enumerate() {
+                for (to, from) in to.iter_mut().zip(panel.iter().skip(d).step_by(depth)) {
+                    *to = *from;
+                }
+            }
         }
     }
 

@@ -79,7 +79,7 @@ pub use attention::{
 };
 pub use bandwidth::{read_bandwidth, read_rate};
 pub use bf16::{Bf16Panels, bf16_tn_tile};
-pub use conv::Conv1d;
+pub use conv::{Conv1d, conv1d_weight_gradient};
 pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;

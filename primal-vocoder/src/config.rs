@@ -1,8 +1,12 @@
 //! The shape of a HiFi-GAN generator and of its mel spectrogram, with HiFi-GAN's own key names.
 
+use std::fs;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::VocoderError;
+use crate::generator::CONFIG_NAMES;
 
 /// Keys of the official configuration files that only training reads.
 const TRAINING_KEYS: [&str; 16] = [
@@ -165,6 +169,23 @@ impl VocoderConfig {
             .map_err(|error: toml::de::Error| VocoderError::config(error.to_string()))?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Writes `config.json` into `folder`, which is made.
+    ///
+    /// # Errors
+    /// [`VocoderError::Io`].
+    pub fn write(&self, folder: &Path) -> Result<(), VocoderError> {
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| VocoderError::config(error.to_string()))?;
+        let path = folder.join(CONFIG_NAMES[0]);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, text + "\n"))
+            .map_err(|source| VocoderError::Io {
+                action: "write",
+                path,
+                source,
+            })
     }
 
     /// Whether a generator and a mel spectrogram of this shape exist.

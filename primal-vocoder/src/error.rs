@@ -111,6 +111,24 @@ pub enum VocoderError {
         /// What is wrong.
         reason: String,
     },
+    /// Sounds that cannot be trained on, or a run folder that does not fit.
+    #[error("{}: {reason}", path.display())]
+    Training {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A loss or a gradient that is infinite or not a number.
+    #[error(
+        "step {step}: the {what} is not finite; hint: a lower rate, or go on from a checkpoint before it"
+    )]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// Which loss or gradient.
+        what: &'static str,
+    },
     /// Sample rates that cannot be converted.
     #[error("cannot convert from {from_hz} Hz to {to_hz} Hz: {reason}")]
     Resample {

@@ -14,10 +14,10 @@ use crate::layer::{Block, BlockState, SameConv, SameConvState, Unit, Upsampler, 
 use crate::weights::{Weights, layers};
 
 /// Slope of every leaky ReLU but the last.
-const SLOPE: f32 = 0.1;
+pub(crate) const SLOPE: f32 = 0.1;
 
 /// Slope of the leaky ReLU before the last convolution: PyTorch's default.
-const LAST_SLOPE: f32 = 0.01;
+pub(crate) const LAST_SLOPE: f32 = 0.01;
 
 /// Frames to generate at once where nothing else decides: what lies between two layers then stays
 /// in the cache of a core.
@@ -30,7 +30,7 @@ const MIN_SEGMENT_FRAMES: usize = 64;
 pub(crate) const OUTER_KERNEL: usize = 7;
 
 /// Names of a configuration beside the weights, in the order in which they are tried.
-const CONFIG_NAMES: [&str; 3] = ["config.json", "config.toml", "vocoder.toml"];
+pub(crate) const CONFIG_NAMES: [&str; 3] = ["config.json", "config.toml", "vocoder.toml"];
 
 /// Names of weights that are taken before others in a folder.
 const WEIGHT_NAMES: [&str; 3] = [
@@ -65,6 +65,15 @@ impl Generator {
     /// [`VocoderError::Folder`], [`VocoderError::Config`] and those of [`Weights::open`] and
     /// [`Generator::new`].
     pub fn open(folder: &Path) -> Result<Generator, VocoderError> {
+        let (config, weights) = Generator::open_parts(folder)?;
+        Generator::new(config, &weights)
+    }
+
+    /// What [`Generator::open`] packs: the shape and the weights, to train from.
+    ///
+    /// # Errors
+    /// As there, but for those of [`Generator::new`].
+    pub fn open_parts(folder: &Path) -> Result<(VocoderConfig, Weights), VocoderError> {
         let weights_path = find_weights(folder)?;
         let config = match CONFIG_NAMES
             .iter()
@@ -92,7 +101,7 @@ impl Generator {
                 });
             }
         };
-        Generator::new(config, &Weights::open(&weights_path)?)
+        Ok((config, Weights::open(&weights_path)?))
     }
 
     /// Packs the weights that `config` asks for.
@@ -495,4 +504,4 @@ fn find_weights(folder: &Path) -> Result<PathBuf, VocoderError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

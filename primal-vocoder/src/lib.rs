@@ -52,6 +52,8 @@ mod generator;
 mod griffin_lim;
 mod layer;
 mod mel;
+mod picture;
+mod train;
 mod wav;
 mod weights;
 
@@ -60,6 +62,8 @@ pub use error::VocoderError;
 pub use generator::{FRAMES_PER_PIECE, Generator, Stream};
 pub use griffin_lim::{GriffinLim, GriffinLimOptions};
 pub use mel::{MelExtractor, read_mel, write_mel};
+pub use picture::write_spectrogram;
 pub use primal_kernels::Signal;
+pub use train::{TrainOptions, TrainedStep, Trainer};
 pub use wav::{Sound, read_wav, resample, wav_bytes, write_wav};
 pub use weights::Weights;

@@ -29,7 +29,7 @@ use crate::error::VocoderError;
 pub const FLOOR: f64 = 1e-5;
 
 /// Added to the squared magnitude, as the official code does.
-const MAGNITUDE_EPSILON: f64 = 1e-9;
+pub(crate) const MAGNITUDE_EPSILON: f64 = 1e-9;
 
 /// Name of the tensor in a file of a spectrogram.
 const MEL_TENSOR: &str = "mel";

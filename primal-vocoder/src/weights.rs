@@ -42,6 +42,8 @@ pub(crate) struct LayerShape {
     pub bias: usize,
     /// Columns that it makes of one column of its input.
     pub rate: usize,
+    /// Columns between its taps.
+    pub dilation: usize,
 }
 
 /// The layers of a generator, in the order of computation.
@@ -51,6 +53,7 @@ pub(crate) fn layers(config: &VocoderConfig) -> Vec<LayerShape> {
         shape,
         bias,
         rate,
+        dilation: 1,
     };
     let first = config.upsample_initial_channel;
     let pre = [first, config.num_mels, OUTER_KERNEL];
@@ -73,10 +76,14 @@ pub(crate) fn layers(config: &VocoderConfig) -> Vec<LayerShape> {
                 "1" => &["convs1", "convs2"],
                 _ => &["convs"],
             };
-            for unit in 0..dilations.len() {
-                for part in parts {
+            for (unit, &dilation) in dilations.iter().enumerate() {
+                for &part in parts {
                     let name = format!("resblocks.{block}.{part}.{unit}");
-                    layers.push(layer(name, [channels, channels, kernel], channels, 1));
+                    let dilation = if part == "convs2" { 1 } else { dilation };
+                    layers.push(LayerShape {
+                        dilation,
+                        ..layer(name, [channels, channels, kernel], channels, 1)
+                    });
                 }
             }
         }
@@ -129,22 +136,18 @@ impl Weights {
         Ok(Weights::from_tensors(&origin, tensors))
     }
 
-    /// Random weights of the shape of `config`, about as large as trained ones: for speed tests.
+    /// Random weights of the shape of `config`, about as large as trained ones: for speed tests
+    /// and to train from.
     ///
     /// # Errors
     /// [`VocoderError::Config`].
     pub fn random(config: &VocoderConfig, seed: u64) -> Result<Weights, VocoderError> {
         config.check()?;
-        let key = [seed as u32, (seed >> 32) as u32];
         let mut tensors = Vec::new();
         for (index, layer) in layers(config).into_iter().enumerate() {
             let len: usize = layer.shape.iter().product();
             let scale = (len as f32 / layer.shape[0] as f32).sqrt().recip();
-            let value = |i: usize| {
-                let word = philox4x32([i as u32, index as u32, 0, WEIGHT_STREAM], key)[0];
-                (word as f32 / 2.0_f32.powi(31) - 1.0) * scale
-            };
-            let values = (0..len).map(value).collect();
+            let values = random_values(seed, index as u32, len, scale);
             let bias = Tensor {
                 shape: vec![layer.bias],
                 values: vec![0.0; layer.bias],
@@ -200,18 +203,37 @@ impl Weights {
     /// # Errors
     /// [`VocoderError::Io`], [`VocoderError::Checkpoint`].
     pub fn write(&self, path: &Path) -> Result<(), VocoderError> {
+        self.write_as(path, Dtype::F32, |value, to| to.extend(value.to_le_bytes()))
+    }
+
+    /// [`Weights::write`] with values rounded to float16: half the bytes.
+    ///
+    /// # Errors
+    /// [`VocoderError::Io`], [`VocoderError::Checkpoint`].
+    pub fn write_f16(&self, path: &Path) -> Result<(), VocoderError> {
+        let half = |value, to: &mut Vec<u8>| to.extend(f16::from_f32(value).to_le_bytes());
+        self.write_as(path, Dtype::F16, half)
+    }
+
+    fn write_as(
+        &self,
+        path: &Path,
+        dtype: Dtype,
+        encode: impl Fn(f32, &mut Vec<u8>),
+    ) -> Result<(), VocoderError> {
         let fail = |error: &dyn std::fmt::Display| checkpoint(path, error.to_string());
         let bytes: Vec<(&str, &[usize], Vec<u8>)> = self
             .tensors
             .iter()
             .map(|(name, tensor)| {
-                let bytes = tensor.values.iter().flat_map(|value| value.to_le_bytes());
-                (name.as_str(), tensor.shape.as_slice(), bytes.collect())
+                let mut bytes = Vec::new();
+                tensor.values.iter().for_each(|&it| encode(it, &mut bytes));
+                (name.as_str(), tensor.shape.as_slice(), bytes)
             })
             .collect();
         let mut views = Vec::new();
         for (name, shape, bytes) in &bytes {
-            let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes);
+            let view = TensorView::new(dtype, shape.to_vec(), bytes);
             views.push((*name, view.map_err(|error| fail(&error))?));
         }
         let file = safetensors::serialize(views, None).map_err(|error| fail(&error))?;
@@ -444,6 +466,16 @@ impl Element {
 
 fn each<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&it| decode(it)).collect()
+}
+
+/// `len` numbers in −scale..scale: a function of the seed, the layer and the index.
+pub(crate) fn random_values(seed: u64, layer: u32, len: usize, scale: f32) -> Vec<f32> {
+    let key = [seed as u32, (seed >> 32) as u32];
+    let value = |index: usize| {
+        let word = philox4x32([index as u32, layer, 0, WEIGHT_STREAM], key)[0];
+        (word as f32 / 2.0_f32.powi(31) - 1.0) * scale
+    };
+    (0..len).map(value).collect()
 }
 
 fn checkpoint(path: &Path, reason: String) -> VocoderError {

@@ -83,8 +83,8 @@ def weight(tensors, name):
     return g * v / v.flatten(1).norm(dim=1).reshape(-1, 1, 1)
 
 
-def generator(c, tensors, mel, reflect=False):
-    """The forward pass; gives the tensor behind every stage and the samples. mel: (bands, frames)."""
+def generator(c, tensors, mel, reflect=False, grad=False):
+    """The forward pass; gives the tensor behind every stage and the samples, in float64 for `grad`. mel: (bands, frames)."""
     def conv(name, x, dilation=1):
         w, b = weight(tensors, name), tensors[name + ".bias"].double()
         pad = (w.shape[2] - 1) * dilation // 2
@@ -109,6 +109,8 @@ def generator(c, tensors, mel, reflect=False):
             total = total + y
         x = seen[f"stage.{i}"] = total / len(c["dilations"])
     seen["samples"] = torch.tanh(conv("conv_post", F.leaky_relu(x, 0.01)))
+    if grad:
+        return {name: value[0] for name, value in seen.items()}
     return {name: value[0].float().contiguous() for name, value in seen.items()}
 
 

@@ -14,6 +14,7 @@ pub mod plan;
 pub mod report;
 pub mod train;
 pub mod vocode;
+pub mod vocoder_train;
 pub mod watch;
 
 use std::fs;

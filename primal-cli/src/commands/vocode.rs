@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use primal_kernels::Isa;
 use primal_vocoder::{
     FRAMES_PER_PIECE, Generator, GriffinLim, GriffinLimOptions, MelExtractor, Signal,
-    VocoderConfig, read_mel, read_wav, resample, wav_bytes, write_wav,
+    VocoderConfig, read_mel, read_wav, resample, wav_bytes, write_spectrogram, write_wav,
 };
 use serde::Serialize;
 
@@ -61,6 +61,9 @@ pub fn run(args: &VocodeArgs) -> Result<ExitCode> {
         // The parser asks for one of the two.
         (None, None) => Signal::new(1),
     };
+    if let Some(path) = &args.spectrogram {
+        write_spectrogram(path, &mel)?;
+    }
     let started = Instant::now();
     let samples = match &vocoder {
         Vocoder::Generator(generator) => generator.generate(isa, &mel, FRAMES_PER_PIECE)?,

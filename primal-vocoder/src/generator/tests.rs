@@ -44,14 +44,14 @@ pub(crate) fn noise(name: &str, count: usize) -> Vec<f32> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+pub(crate) enum Form {
     Norm,
     Parametrizations,
     Folded,
 }
 
 /// The random weights of the reference program.
-fn weights(config: &VocoderConfig, form: Form) -> Weights {
+pub(crate) fn weights(config: &VocoderConfig, form: Form) -> Weights {
     let mut tensors = Vec::new();
     for layer in layers(config) {
         let (name, shape, bias) = (layer.name, layer.shape, layer.bias);
@@ -87,14 +87,14 @@ fn weights(config: &VocoderConfig, form: Form) -> Weights {
     Weights::new("test", tensors).unwrap()
 }
 
-fn mel_input(config: &VocoderConfig, frames: usize) -> Signal {
+pub(crate) fn mel_input(config: &VocoderConfig, frames: usize) -> Signal {
     let values = noise("mel", config.num_mels * frames);
     let values: Vec<f32> = values.iter().map(|x| 6.0 * x - 5.0).collect();
     Signal::from_rows(config.num_mels, &values)
 }
 
 /// The tiny generator whose blocks have two convolutions a dilation.
-fn tiny_1() -> VocoderConfig {
+pub(crate) fn tiny_1() -> VocoderConfig {
     VocoderConfig {
         upsample_rates: vec![4, 3],
         upsample_kernel_sizes: vec![8, 7],
@@ -108,7 +108,7 @@ fn tiny_1() -> VocoderConfig {
 }
 
 /// The tiny generator with one convolution a dilation, and the wider block first.
-fn tiny_2() -> VocoderConfig {
+pub(crate) fn tiny_2() -> VocoderConfig {
     VocoderConfig {
         resblock: "2".to_owned(),
         upsample_rates: vec![5, 2, 2],
