@@ -173,9 +173,9 @@ impl TrainOptions {
             ));
         }
         let weights = [self.mel_weight, self.stft_weight];
-        if !(self.rate > 0.0 && self.rate < 1.0)
-            || !weights.iter().all(|weight| (0.0..1e6).contains(weight))
-        {
+        let sound = |weight: &f32| (0.0..1e6).contains(weight);
+        // Written so that a NaN is refused too.
+        if !(self.rate > 0.0 && self.rate < 1.0 && weights.iter().all(sound)) {
             return fail(format!(
                 "rate is in 0..1 and weights of losses are not negative, not {} and {weights:?}",
                 self.rate

@@ -102,16 +102,19 @@ impl ConvShape {
 
     /// Place of a packed weight (group, out, in, tap) among the parameters' weights.
     fn place(&self, group: usize, out: usize, input: usize, tap: usize) -> u32 {
-        let place = if self.rate > 0 {
-            let (channel, phase) = (out / self.rate, out % self.rate);
-            let k = phase + (self.taps() - 1 - tap) * self.rate;
-            (k < self.kernel).then(|| (input * self.c_out + channel) * self.kernel + k)
-        } else {
-            let (channel, phase) = (input / self.stride, input % self.stride);
-            let k = tap * self.stride + phase;
-            let row = group * (self.c_out / self.groups) + out;
-            let row = row * (self.c_in / self.groups) + channel;
-            (k < self.kernel).then(|| row * self.kernel + k)
+        let place = match self.rate {
+            0 => {
+                let (channel, phase) = (input / self.stride, input % self.stride);
+                let k = tap * self.stride + phase;
+                let row = group * (self.c_out / self.groups) + out;
+                let row = row * (self.c_in / self.groups) + channel;
+                (k < self.kernel).then(|| row * self.kernel + k)
+            }
+            rate => {
+                let (channel, phase) = (out / rate, out % rate);
+                let k = phase + (self.taps() - 1 - tap) * rate;
+                (k < self.kernel).then(|| (input * self.c_out + channel) * self.kernel + k)
+            }
         };
         place.map_or(NONE, |place| place as u32)
     }

@@ -95,7 +95,7 @@ impl Sounds {
             SEGMENT_STREAM,
         ];
         let [which, at, ..] = philox4x32(place, key);
-        let below = |word: u32, n: usize| (u64::from(word) * n as u64 >> 32) as usize;
+        let below = |word: u32, n: usize| ((u64::from(word) * n as u64) >> 32) as usize;
         let mut samples = self.read(&self.training[below(which, self.training.len())])?;
         let first = below(at, samples.len().saturating_sub(len) + 1);
         samples.drain(..first);
