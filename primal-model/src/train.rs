@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use primal_kernels::Isa;
-use primal_optim::StepContext;
+use primal_optim::{StepContext, Weight};
 
 use crate::activations::{Activations, PassPlan};
 use crate::checkpoint::{self, Checkpoint, Position};
@@ -441,7 +441,9 @@ impl Trainer {
             finite: true,
             stop: asked,
         };
+        let last_pass = passes.end - 1;
         for (index, pass) in passes.enumerate() {
+            let is_last = pass == last_pass;
             let losses = &mut self.losses[pass * per_pass..(pass + 1) * per_pass];
             for i in 0..sequences {
                 let window = i * context..(i + 1) * context;
@@ -462,9 +464,16 @@ impl Trainer {
             };
             verdict.finite = match &mut self.engine {
                 Some(engine) => engine.forward_backward(&ctx, &pass, losses)?,
-                None => self
-                    .model
-                    .forward_backward(&ctx, &pass, &mut self.acts, losses),
+                None => {
+                    // Votes travel while the pass goes on to the layers before.
+                    let ranks = &mut self.ranks;
+                    let done = &mut |weight: &mut Weight| match ranks {
+                        Some(ranks) if is_last => ranks.send_votes(weight),
+                        _ => {}
+                    };
+                    let acts = &mut self.acts;
+                    self.model.forward_backward(&ctx, &pass, acts, losses, done)
+                }
             };
             if !verdict.finite {
                 break;
@@ -495,9 +504,10 @@ impl Trainer {
             1.0
         };
         let grad_factor = (factor / f64::from(ctx.micro_batches)) as f32;
-        let flips = match &mut self.engine {
-            Some(engine) => engine.step(&ctx, grad_factor)?,
-            None => self.model.step(&ctx, grad_factor),
+        let flips = match (&mut self.engine, &mut self.ranks) {
+            (Some(engine), _) => engine.step(&ctx, grad_factor)?,
+            (None, Some(ranks)) => ranks.step(&mut self.model, &ctx, grad_factor)?,
+            (None, None) => self.model.step(&ctx, grad_factor),
         };
         let made = Outcome::Made {
             loss: self.losses.iter().sum::<f64>() / self.losses.len() as f64,
@@ -531,6 +541,7 @@ impl Trainer {
         if self.ranks.is_none() {
             return Ok(());
         }
+        self.bring_back()?;
         let state = self.state_hash();
         match &mut self.ranks {
             Some(ranks) => ranks.agree("training state", &state),
@@ -571,9 +582,10 @@ impl Trainer {
 
     /// Brings the model up to date with what trains it.
     fn bring_back(&mut self) -> Result<(), ModelError> {
-        match &mut self.engine {
-            Some(engine) => engine.download(&mut self.model),
-            None => Ok(()),
+        match (&mut self.engine, &mut self.ranks) {
+            (Some(engine), _) => engine.download(&mut self.model),
+            (None, Some(ranks)) => ranks.share_ballots(&mut self.model),
+            (None, None) => Ok(()),
         }
     }
 
