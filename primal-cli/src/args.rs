@@ -386,6 +386,9 @@ pub struct BenchArgs {
     /// How keys and values of past tokens are kept [default: as configured, f16].
     #[arg(long, value_parser = kv_cache_parser())]
     pub kv_cache: Option<KvCacheKind>,
+    /// Measure vocoders instead: v1, v2, v3 with random weights, or folders.
+    #[arg(long, value_name = "NAME|DIR,..", value_delimiter = ',', conflicts_with_all = ["preset", "model", "pp", "tg", "train", "set"])]
+    pub vocoder: Vec<String>,
     /// Measure training steps.
     #[arg(long)]
     pub train: bool,

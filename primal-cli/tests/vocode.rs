@@ -138,3 +138,23 @@ fn wrong_input_is_explained() {
     assert_eq!(finish(&mut vocode(&nowhere)).stdout, "");
     assert!(!place.path("out.wav").exists());
 }
+
+#[test]
+fn a_vocoders_speed_is_measured() {
+    let place = Workplace::new();
+    let mut command = place.primal("bench");
+    let row = json(command.args(["--vocoder", "v2", "--reps", "1", "--json"]));
+    assert_eq!(
+        (&row["model"], &row["test"]),
+        (&"v2".into(), &"vocode".into())
+    );
+    assert!(row["times_real_time"].as_f64().unwrap() > 0.0);
+    let mut wrong = place.primal("bench");
+    refused(
+        wrong.args(["--vocoder", "v3", "--pp", "8"]),
+        2,
+        &["cannot be used with"],
+    );
+    let mut absent = place.primal("bench");
+    refused(absent.args(["--vocoder", "nowhere"]), 1, &["nowhere"]);
+}

@@ -77,12 +77,19 @@ pub fn run(quick: bool, to: Option<&Path>) -> Result<()> {
             model_rows.extend(scaling_row(&primal, 512, context)?);
         }
     }
+    let vocoders = if quick { "v3" } else { "v3,v2,v1" };
+    let vocoder_rows = model_rows_of(&primal, "HiFi-GAN", &format!("--vocoder {vocoders}"))?;
     let mut command = Command::new(&kernels);
     if quick {
         command.arg("--quick");
     }
     let kernel_rows = rows(&mut command)?;
-    let table = model_table(&model_rows) + "\n" + &kernel_table(&kernel_rows);
+    let tables = [
+        model_table(&model_rows),
+        vocoder_table(&vocoder_rows),
+        kernel_table(&kernel_rows),
+    ];
+    let table = tables.join("\n");
     print!("\n{table}");
     let commit = commit();
     let report = json!({
@@ -92,6 +99,7 @@ pub fn run(quick: bool, to: Option<&Path>) -> Result<()> {
         "machine": machine(),
         "rustc": capture(Command::new("rustc").arg("--version"))?.trim(),
         "models": model_rows,
+        "vocoders": vocoder_rows,
         "kernels": kernel_rows,
     });
     let text = serde_json::to_string_pretty(&report)? + "\n";
@@ -180,6 +188,26 @@ fn model_table(rows: &[Value]) -> String {
             mib(&row["peak_rss_bytes"]).unwrap_or(f64::NAN),
             or_dash(mib(&row["ledger_bytes"]).map(|mib| format!("{mib:.1}"))),
             percent(floor.into_iter().find_map(Value::as_f64)),
+        );
+    }
+    table
+}
+
+fn vocoder_table(rows: &[Value]) -> String {
+    let mut table = format!(
+        "{:<26} {:<7} {:>7} {:>12} {:>10} {:>10} {:>10}\n",
+        "vocoder", "isa", "threads", "x real time", "min", "max", "peak MiB"
+    );
+    for row in rows {
+        table += &format!(
+            "{:<26} {:<7} {:>7} {:>12.1} {:>10.1} {:>10.1} {:>10.1}\n",
+            format!("{} {}", text_of(&row["label"]), text_of(&row["model"])),
+            text_of(&row["isa"]),
+            row["threads"].as_u64().unwrap_or(0),
+            row["times_real_time"].as_f64().unwrap_or(f64::NAN),
+            row["min"].as_f64().unwrap_or(f64::NAN),
+            row["max"].as_f64().unwrap_or(f64::NAN),
+            mib(&row["peak_rss_bytes"]).unwrap_or(f64::NAN),
         );
     }
     table

@@ -16,7 +16,7 @@ use primal_model::{InferenceModel, Model, Work};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
-use crate::commands::{apply_overrides, start_threads};
+use crate::commands::{apply_overrides, bench_vocoder, start_threads};
 use crate::output;
 use crate::progress::note;
 
@@ -86,6 +86,10 @@ struct Subject {
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     start_threads(args.threads)?;
     let isa = Isa::from_env()?;
+    if !args.vocoder.is_empty() {
+        bench_vocoder::run(args, isa)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let subject = Subject::new(args)?;
     let context = subject.config.model.context;
     // Without any test named: reading a prompt of half the context, and writing.

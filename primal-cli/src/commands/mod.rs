@@ -1,6 +1,7 @@
 //! One module a verb, and what several of them need.
 
 pub mod bench;
+mod bench_vocoder;
 pub mod chat;
 pub mod completions;
 pub mod doctor;
