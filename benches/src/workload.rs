@@ -108,6 +108,7 @@ impl Sizes {
             heads,
             kv_heads: heads,
             head_dim: 64,
+            causal: true,
         };
         match size {
             Size::Real => Sizes {

@@ -1,4 +1,4 @@
-//! Causal self-attention that never holds the (T, T) scores: forward with a running softmax over
+//! Self-attention, causal or over whole sequences, that never holds the (T, T) scores: forward with a running softmax over
 //! tiles of 64 × 64, backward from recomputed probabilities (FlashAttention, Dao et al. 2022).
 //!
 //! A task is one head of one sequence (forward) or one key/value head of one sequence (backward),
@@ -35,6 +35,8 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Width of a head, D.
     pub head_dim: usize,
+    /// Whether a token sees only itself and what is before it, else the whole sequence.
+    pub causal: bool,
 }
 
 impl AttentionShape {
@@ -61,6 +63,21 @@ impl AttentionShape {
         self.time.div_ceil(TILE)
     }
 
+    /// Tiles of keys that the queries of a tile see.
+    fn key_tiles(&self, query_tile: usize) -> Range<usize> {
+        let last = if self.causal {
+            query_tile + 1
+        } else {
+            self.tiles()
+        };
+        0..last
+    }
+
+    /// Whether the causal mask cuts through a tile of scores.
+    fn is_cut(&self, query_tile: usize, key_tile: usize) -> bool {
+        self.causal && key_tile == query_tile
+    }
+
     /// Tokens of a tile.
     fn tile(&self, tile: usize) -> Range<usize> {
         tile * TILE..((tile + 1) * TILE).min(self.time)
@@ -80,7 +97,8 @@ impl AttentionShape {
     }
 }
 
-/// out = softmax(mask(q kᵀ / √D)) v for every head, each token seeing itself and what is before.
+/// out = softmax(mask(q kᵀ / √D)) v for every head, each token seeing itself and what is before,
+/// or the whole sequence.
 ///
 /// `qkv` is (B, T, (H + 2·KV)·D) with rows [query heads | key heads | value heads], `out`
 /// (B, T, H·D), `lse` (B, H, T): the logarithm of the softmax's denominator, for the backward pass.
@@ -291,7 +309,7 @@ fn forward_tile(
     let rows = queries.len();
     let mut scores = Tile::new();
     let mut softmax = Softmax::new();
-    for key_tile in 0..=query_tile {
+    for key_tile in shape.key_tiles(query_tile) {
         let keys = shape.tile(key_tile);
         let cols = keys.len();
         let q = head.view(queries.start, head.query);
@@ -305,7 +323,7 @@ fn forward_tile(
             false,
         );
 
-        let (tile, diagonal) = (&mut scores.0[..rows], key_tile == query_tile);
+        let (tile, diagonal) = (&mut scores.0[..rows], shape.is_cut(query_tile, key_tile));
         dispatch!(
             isa,
             softmax_tile(
@@ -462,7 +480,7 @@ fn scale_row<L: Lanes>(lanes: L, row: &mut [f32], factor: f32) {
 }
 
 /// Gradients from the tile of queries `query_tile`: sets dq, adds to dk and dv, which the first
-/// head of a group sets where it meets them first, on the diagonal.
+/// head of a group sets where it meets them first: on the diagonal, or in the first tile.
 fn backward_tile(
     isa: Isa,
     head: &Head<'_>,
@@ -484,10 +502,10 @@ fn backward_tile(
     let dout_start = (head.first_row + queries.start) * shape.width() + head.query;
     let d_out = View::rows(&dout[dout_start..], shape.width());
     let (mut p, mut ds) = (Tile::new(), Tile::new());
-    for key_tile in 0..=query_tile {
+    for key_tile in shape.key_tiles(query_tile) {
         let keys = shape.tile(key_tile);
         let cols = keys.len();
-        let diagonal = key_tile == query_tile;
+        let diagonal = shape.is_cut(query_tile, key_tile);
         let k = head.view(keys.start, head.key);
         let v = head.view(keys.start, head.value);
         multiply(
@@ -514,7 +532,12 @@ fn backward_tile(
             backward_scores(p_rows, ds_rows, cols, diagonal, shape.scale(), of_rows)
         );
 
-        let add_to_keys = !(first_of_group && diagonal);
+        let met_first = if shape.causal {
+            key_tile == query_tile
+        } else {
+            query_tile == 0
+        };
+        let add_to_keys = !(first_of_group && met_first);
         let block = |token, rows, column| dqkv.block(head.first_row + token, rows, column, dim);
         let (dq, stride) = block(queries.start, rows, head.query);
         let (dk, _) = block(keys.start, cols, head.key);

@@ -15,6 +15,7 @@ fn warm_kernels_allocate_nothing() {
         heads: 4,
         kv_heads: 2,
         head_dim: 16,
+        causal: true,
     };
     let (n, c, vocab) = (210, 64, 600);
     let isa = Isa::best();

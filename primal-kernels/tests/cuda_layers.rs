@@ -355,6 +355,7 @@ fn attention_forward_backward_and_of_one_token() {
             heads,
             kv_heads,
             head_dim,
+            causal: true,
         };
         let tokens = batch * time;
         let what = format!("{batch}x{time}x{heads}/{kv_heads}x{head_dim}");

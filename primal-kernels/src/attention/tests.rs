@@ -5,7 +5,7 @@ use crate::test_support::{
     assert_close, assert_close_at, differences, noise, on_one_and_two_threads,
 };
 
-const SHAPES: [AttentionShape; 9] = [
+const SHAPES: [AttentionShape; 14] = [
     shape(1, 1, 1, 1, 1),
     shape(2, 1, 2, 1, 3),
     shape(1, 2, 1, 1, 16),
@@ -15,6 +15,11 @@ const SHAPES: [AttentionShape; 9] = [
     shape(1, 65, 4, 2, 4),
     shape(1, 130, 2, 2, 20),
     shape(2, 150, 6, 2, 33),
+    whole(shape(1, 1, 1, 1, 2)),
+    whole(shape(2, 17, 2, 2, 8)),
+    whole(shape(1, 64, 1, 1, 16)),
+    whole(shape(1, 130, 2, 2, 20)),
+    whole(shape(2, 150, 6, 2, 33)),
 ];
 
 const fn shape(
@@ -30,6 +35,15 @@ const fn shape(
         heads,
         kv_heads,
         head_dim,
+        causal: true,
+    }
+}
+
+/// The same with every token seeing the whole sequence.
+const fn whole(shape: AttentionShape) -> AttentionShape {
+    AttentionShape {
+        causal: false,
+        ..shape
     }
 }
 
@@ -67,6 +81,7 @@ fn oracle(shape: &AttentionShape, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
         heads,
         kv_heads,
         head_dim,
+        causal,
     } = shape;
     let part = |b: usize, t: usize, slot: usize| {
         &qkv[(b * time + t) * shape.qkv_width() + slot * head_dim..][..head_dim]
@@ -81,7 +96,9 @@ fn oracle(shape: &AttentionShape, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
                     let (q, k) = (part(b, t, h), part(b, s, heads + kv));
                     q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (head_dim as f64).sqrt()
                 };
-                let weights: Vec<f64> = (0..=t).map(|s| score(s).exp()).collect();
+                let weights: Vec<f64> = (0..if causal { t + 1 } else { time })
+                    .map(|s| score(s).exp())
+                    .collect();
                 let sum: f64 = weights.iter().sum();
                 lse.push(sum.ln());
                 let out = &mut out[(b * time + t) * shape.width() + h * head_dim..][..head_dim];

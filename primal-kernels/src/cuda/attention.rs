@@ -61,6 +61,10 @@ fn raw(shape: &AttentionShape) -> RawAttention {
 }
 
 fn kernels(shape: &AttentionShape) -> Result<&'static Kernels, CudaError> {
+    if !shape.causal {
+        let reason = "attention over whole sequences runs on the processor alone";
+        return Err(CudaError::Unsupported(reason.to_string()));
+    }
     match shape.head_dim {
         1..=64 => Ok(&UP_TO_64),
         65..=128 => Ok(&UP_TO_128),
