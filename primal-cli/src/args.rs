@@ -54,6 +54,12 @@ pub enum Command {
     Report(ReportArgs),
     /// Turns a mel spectrogram, or a sound by way of one, into a WAV file.
     Vocode(VocodeArgs),
+    /// Says a text into a WAV file.
+    Speak(SpeakArgs),
+    /// Says a few sentences, each into a WAV file of its own.
+    VoiceTest(VoiceTestArgs),
+    /// Trains a voice on an aligned speech corpus.
+    VoiceTrain(VoiceTrainArgs),
     /// Shows the phonemes that a text is read as.
     Phonemes(PhonemesArgs),
     /// Trains a vocoder on a folder of WAV files.
@@ -465,6 +471,107 @@ pub struct VocodeArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
     /// Print length and speed as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Who speaks, and how.
+#[derive(Debug, ClapArgs)]
+pub struct VoiceArgs {
+    /// Voice: a run folder of `primal voice-train` or a checkpoint [default: the built-in voice].
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub checkpoint: Option<PathBuf>,
+    /// Folder of a HiFi-GAN checkpoint, or griffin-lim, which needs no weights.
+    #[arg(long, value_name = "DIR|griffin-lim", default_value = "griffin-lim", value_hint = ValueHint::DirPath)]
+    pub vocoder: PathBuf,
+    /// How long everything takes, 1 being as the voice learned it, 0.1 to 10.
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    pub length_scale: f32,
+    /// Seed of griffin-lim's first phases.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Worker threads, 0 for all cores; changes no result.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// `primal speak`.
+#[derive(Debug, ClapArgs)]
+pub struct SpeakArgs {
+    /// Who speaks, and how.
+    #[command(flatten)]
+    pub voice: VoiceArgs,
+    /// Text to say; - for stdin, an utterance a line.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub text: String,
+    /// WAV file to write, sentence by sentence; - for stdout, at the end.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Report when each phoneme begins and ends; needs --json.
+    #[arg(long, requires = "json")]
+    pub timestamps: bool,
+    /// Print length, speed and phonemes as JSON; to stderr where stdout takes the sound.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `primal voice-test`.
+#[derive(Debug, ClapArgs)]
+pub struct VoiceTestArgs {
+    /// Who speaks, and how.
+    #[command(flatten)]
+    pub voice: VoiceArgs,
+    /// File with a sentence a line [default: four sentences of ours].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub sentences: Option<PathBuf>,
+    /// Folder of the files sample_1.wav, sample_2.wav, ...
+    #[arg(long, value_name = "DIR", default_value = "voice-test", value_hint = ValueHint::DirPath)]
+    pub out_dir: PathBuf,
+    /// Print a JSON object a file.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `primal voice-train`. Each flag overrides a key of the configuration, `--set` comes last.
+#[derive(Debug, ClapArgs)]
+pub struct VoiceTrainArgs {
+    /// Corpus: metadata.csv, wavs/ and alignment.jsonl, as `cargo xtask voice-corpus` makes it.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub corpus: PathBuf,
+    /// Start from a TOML file; missing keys have their defaults.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Folder for metrics and checkpoints.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub run: Option<PathBuf>,
+    /// How the weights learn.
+    #[arg(long, value_parser = rule_parser())]
+    pub rule: Option<Rule>,
+    /// Optimizer steps.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: Option<u32>,
+    /// Sentences in a step.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub batch: Option<usize>,
+    /// Seed of every random number.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Worker threads, 0 for all cores; changes no result.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Go on from the newest checkpoint of the run folder.
+    #[arg(long)]
+    pub resume: bool,
+    /// Steps between evaluations.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub eval_every: Option<u32>,
+    /// Steps between checkpoints, 0 for the end only.
+    #[arg(long, value_name = "N")]
+    pub save_every: Option<u32>,
+    /// Set any key of the configuration.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print the last row of the metrics as JSON.
     #[arg(long)]
     pub json: bool,
 }

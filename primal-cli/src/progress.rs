@@ -1,5 +1,6 @@
 //! What a long run says while it runs: a bar on a terminal, a line every few seconds elsewhere.
 
+use std::cell::Cell;
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -61,6 +62,7 @@ impl Write for AroundBars {
 
 /// The display of a training run.
 pub struct TrainProgress {
+    unit: &'static str,
     steps: u32,
     bar: ProgressBar,
     last_line: Option<Instant>,
@@ -70,8 +72,8 @@ pub struct TrainProgress {
 }
 
 impl TrainProgress {
-    /// A run of `steps` that stands at `step` after `tokens`.
-    pub fn new(steps: u32, step: u32, tokens: u64) -> Self {
+    /// A run of `steps` that stands at `step` after `tokens`, which are called `unit`.
+    pub fn new(unit: &'static str, steps: u32, step: u32, tokens: u64) -> Self {
         let bar = BARS.add(ProgressBar::new(u64::from(steps)));
         // The template is a constant; a broken one would show in the first test of a terminal.
         if let Ok(style) = ProgressStyle::with_template("{bar:28} {pos}/{len}  {msg}") {
@@ -79,6 +81,7 @@ impl TrainProgress {
         }
         bar.set_position(u64::from(step));
         TrainProgress {
+            unit,
             steps,
             bar,
             last_line: None,
@@ -99,9 +102,10 @@ impl TrainProgress {
         let speed = step_tokens / per_step.max(1e-9);
         let left = f64::from(self.steps.saturating_sub(row.step)) * per_step;
         let message = format!(
-            "loss {:.4}  flips {:.4} %  {speed:.0} tokens/s  {} left",
+            "loss {:.4}  flips {:.4} %  {speed:.0} {}/s  {} left",
             self.loss.value(),
             100.0 * row.flip_rate,
+            self.unit,
             clock(left)
         );
         if !self.bar.is_hidden() {
@@ -124,6 +128,56 @@ impl TrainProgress {
             "step {}/{}  held-out loss {:.4}, {:.4} bits a byte",
             row.step, self.steps, row.val_loss, row.bits_per_byte
         ));
+    }
+
+    /// Takes the bar off the screen.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The display of work that is a number of like things.
+pub struct CountProgress {
+    unit: &'static str,
+    bar: ProgressBar,
+    last_line: Cell<Instant>,
+}
+
+impl CountProgress {
+    /// `count` of what is called `unit`; a single one shows nothing.
+    pub fn new(unit: &'static str, count: usize) -> Self {
+        let bar = match count {
+            0 | 1 => ProgressBar::hidden(),
+            _ => BARS.add(ProgressBar::new(count as u64)),
+        };
+        if let Ok(style) = ProgressStyle::with_template("{bar:28} {pos}/{len} {msg}  {eta} left") {
+            bar.set_style(style);
+        }
+        bar.set_message(unit);
+        CountProgress {
+            unit,
+            bar,
+            last_line: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Nothing at all.
+    pub fn hidden() -> Self {
+        CountProgress::new("", 0)
+    }
+
+    /// One more is done.
+    pub fn advance(&self) {
+        self.bar.inc(1);
+        let count = self.bar.length().unwrap_or(0);
+        if count > 1 && self.bar.is_hidden() && self.last_line.get().elapsed() >= LINE_EVERY {
+            self.last_line.set(Instant::now());
+            note(format_args!(
+                "{}/{count} {}",
+                self.bar.position(),
+                self.unit
+            ));
+        }
     }
 
     /// Takes the bar off the screen.

@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use primal_kernels::{Bf16Panels, CrossEntropyScratch, Isa, VOCAB_TILE};
-use primal_optim::{StepContext, Weight};
+use primal_optim::StepContext;
 
 use crate::block::{Attention, Block, BlockActivations, Workspace};
 use crate::config::{Compute, Config, Rule};
@@ -354,8 +354,7 @@ impl Activations {
     }
 
     /// The backward pass of `blocks` after [`Activations::forward_blocks`], from and into
-    /// `d_stream`; `done` sees the matrices of every block that is through. Returns false, cut
-    /// short, if a weight gradient was not finite.
+    /// `d_stream`. Returns false, cut short, if a weight gradient was not finite.
     pub(crate) fn backward_blocks(
         &mut self,
         ctx: &StepContext<'_>,
@@ -363,13 +362,12 @@ impl Activations {
         pieces: Pieces,
         attention: &Attention<'_>,
         width: usize,
-        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         match self.part_rows {
             Some(part_rows) => {
-                self.backward_parts(ctx, blocks, pieces, attention, width, part_rows, done)
+                self.backward_parts(ctx, blocks, pieces, attention, width, part_rows)
             }
-            None => self.backward_segments(ctx, blocks, pieces, attention, width, done),
+            None => self.backward_segments(ctx, blocks, pieces, attention, width),
         }
     }
 
@@ -381,7 +379,6 @@ impl Activations {
         attention: &Attention<'_>,
         width: usize,
         part_rows: usize,
-        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         // The inside of the last block's last part is still there from the forward pass.
         let mut inside = part_rows >= pieces.rows();
@@ -400,7 +397,6 @@ impl Activations {
                     return false;
                 }
             }
-            block.each_matrix_mut(done);
         }
         true
     }
@@ -412,7 +408,6 @@ impl Activations {
         pieces: Pieces,
         attention: &Attention<'_>,
         width: usize,
-        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         let len = pieces.rows() * width;
         let (n_layer, segment) = (blocks.len(), self.blocks.len());
@@ -440,7 +435,6 @@ impl Activations {
                 if !finite {
                     return false;
                 }
-                blocks[layer].each_matrix_mut(done);
             }
         }
         true

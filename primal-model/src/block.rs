@@ -1,5 +1,7 @@
 //! One transformer block: x + attention(norm(x)), then x + mlp(norm(x)); forward and backward.
 
+use std::ops::Range;
+
 use primal_kernels as kernels;
 use primal_kernels::{AttentionShape, Isa};
 use primal_optim::{StepContext, Weight};
@@ -31,6 +33,9 @@ pub(crate) struct Block<W = Weight> {
 pub(crate) struct Attention<'a> {
     pub(crate) shape: AttentionShape,
     pub(crate) rope: Option<&'a Rope>,
+    /// Tokens of each sequence where they differ, all of them packed without gaps; empty:
+    /// `shape.time` each.
+    pub(crate) lengths: &'a [usize],
 }
 
 impl Attention<'_> {
@@ -45,12 +50,38 @@ impl Attention<'_> {
         }
     }
 
+    /// Sequences of one length each, and their token rows.
+    fn runs(&self) -> impl Iterator<Item = (AttentionShape, Range<usize>)> {
+        let &Attention { shape, lengths, .. } = self;
+        let alike = lengths
+            .is_empty()
+            .then(|| (shape, 0..shape.batch * shape.time));
+        let mut start = 0;
+        alike.into_iter().chain(lengths.iter().map(move |&time| {
+            let rows = start..start + time;
+            start = rows.end;
+            let one = AttentionShape {
+                batch: 1,
+                time,
+                ..shape
+            };
+            (one, rows)
+        }))
+    }
+
     /// Leaves queries and keys of `qkv` turned by their positions.
     fn forward(&self, isa: Isa, qkv: &mut [f32], out: &mut [f32], lse: &mut [f32]) {
-        if let Some(rope) = self.rope {
-            rope.forward(isa, 0, self.shape.time, qkv);
+        for (shape, rows) in self.runs() {
+            let qkv = &mut qkv[of(&rows, shape.qkv_width())];
+            if let Some(rope) = self.rope {
+                rope.forward(isa, 0, shape.time, qkv);
+            }
+            let (out, lse) = (
+                &mut out[of(&rows, shape.width())],
+                &mut lse[of(&rows, shape.heads)],
+            );
+            kernels::attention(isa, &shape, qkv, out, lse);
         }
-        kernels::attention(isa, &self.shape, qkv, out, lse);
     }
 
     /// `qkv`, `out` and `lse` as the forward pass left them; `d_qkv` is that of `qkv` before it.
@@ -61,11 +92,28 @@ impl Attention<'_> {
         d_out: &[f32],
         d_qkv: &mut [f32],
     ) {
-        kernels::attention_backward(isa, &self.shape, qkv, out, lse, d_out, d_qkv);
-        if let Some(rope) = self.rope {
-            rope.backward(isa, self.shape.time, d_qkv);
+        for (shape, rows) in self.runs() {
+            let (wide, narrow) = (of(&rows, shape.qkv_width()), of(&rows, shape.width()));
+            let d_qkv = &mut d_qkv[wide.clone()];
+            kernels::attention_backward(
+                isa,
+                &shape,
+                &qkv[wide],
+                &out[narrow.clone()],
+                &lse[of(&rows, shape.heads)],
+                &d_out[narrow],
+                d_qkv,
+            );
+            if let Some(rope) = self.rope {
+                rope.backward(isa, shape.time, d_qkv);
+            }
         }
     }
+}
+
+/// The elements of `rows` rows of `width`.
+fn of(rows: &Range<usize>, width: usize) -> Range<usize> {
+    rows.start * width..rows.end * width
 }
 
 /// What the backward pass of a block needs beside the block's input. n = token rows of a pass.
@@ -343,19 +391,6 @@ impl Block {
         self.norm2.params(to);
         self.up.params(to);
         self.down.params(to);
-    }
-
-    pub(crate) fn each_matrix_mut(&mut self, each: &mut dyn FnMut(&mut Weight)) {
-        let Block {
-            qkv,
-            attention_out,
-            up,
-            down,
-            ..
-        } = self;
-        for linear in [qkv, attention_out, up, down] {
-            each(&mut linear.weight);
-        }
     }
 
     pub(crate) fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {

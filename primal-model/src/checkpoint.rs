@@ -22,6 +22,7 @@ use crate::error::ModelError;
 use crate::fault_point;
 use crate::inference::InferenceModel;
 use crate::model::Model;
+use crate::parameters::Parameters;
 use crate::tokenizer::Tokenizer;
 
 /// Version of the folder's layout and of `state.json`.
@@ -30,8 +31,8 @@ pub const FORMAT_VERSION: u32 = 1;
 /// The resolved configuration, in a run folder and in every checkpoint.
 pub const CONFIG_FILE: &str = "config.resolved.toml";
 
-const MODEL_FILE: &str = "model.safetensors";
-const OPTIM_FILE: &str = "optim.safetensors";
+pub(crate) const MODEL_FILE: &str = "model.safetensors";
+pub(crate) const OPTIM_FILE: &str = "optim.safetensors";
 const STATE_FILE: &str = "state.json";
 const DONE_FILE: &str = "DONE";
 const LATEST_FILE: &str = "latest";
@@ -59,6 +60,9 @@ pub struct Position {
     pub data_fingerprint: String,
     /// Vocabulary of the model.
     pub vocab: usize,
+    /// The best evaluation so far, of runs that keep it: step and held-out loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<(u32, f64)>,
     /// sha256 of every file of the folder but this one.
     pub files: BTreeMap<String, String>,
 }
@@ -90,15 +94,13 @@ impl Checkpoint {
         config: &Config,
         position: &Position,
     ) -> Result<PathBuf, ModelError> {
-        let name = step_name(position.step);
-        let partial = run.join(format!(".{name}{PARTIAL}"));
-        let result = write_folder(&partial, model, tokenizer, config, position)
-            .and_then(|()| publish(run, &partial, &name));
-        if result.is_err() {
-            // Frees the space of a save that did not fit; the error that matters is `result`.
-            let _ = fs::remove_dir_all(&partial);
-        }
-        result
+        let content = Content {
+            model,
+            config: config.to_toml()?,
+            tokenizer: Some(tokenizer),
+            position,
+        };
+        content.save(run)
     }
 
     /// Where the checkpoint of a step lies.
@@ -114,85 +116,11 @@ impl Checkpoint {
     /// Opens a checkpoint folder, or the newest complete one of a run folder, and verifies the
     /// checksum of every file.
     pub fn open(path: &Path) -> Result<Checkpoint, ModelError> {
-        if !path.is_dir() {
-            return Err(ModelError::checkpoint(path, "is not a folder"));
-        }
-        let dir = if path.join(STATE_FILE).exists() || path.join(MODEL_FILE).exists() {
-            path.to_path_buf()
-        } else {
-            complete_checkpoints(path)?
-                .pop()
-                .ok_or_else(|| ModelError::checkpoint(path, "holds no complete checkpoint"))?
-        };
-        Checkpoint::open_folder(&dir).map_err(|error| {
-            let earlier = dir.parent().and_then(|run| earlier_than(run, &dir));
-            match earlier {
-                Some(earlier) => ModelError::DamagedCheckpoint {
-                    reason: Box::new(error),
-                    damaged: dir.clone(),
-                    earlier,
-                },
-                None => error,
-            }
-        })
+        open_newest(path, &Checkpoint::open_folder)
     }
 
     fn open_folder(dir: &Path) -> Result<Checkpoint, ModelError> {
-        if !dir.join(DONE_FILE).exists() {
-            return Err(ModelError::checkpoint(
-                dir,
-                "has no DONE file: the save did not finish",
-            ));
-        }
-        let state_path = dir.join(STATE_FILE);
-        let text = fs::read_to_string(&state_path).map_err(ModelError::io("read", &state_path))?;
-        // The version first: another one may seal and list in other ways.
-        if let Ok(Version { format_version }) = serde_json::from_str(&text)
-            && format_version != FORMAT_VERSION
-        {
-            let reason =
-                format!("has format_version {format_version}, this build reads {FORMAT_VERSION}");
-            return Err(ModelError::checkpoint(&state_path, reason));
-        }
-        let done_path = dir.join(DONE_FILE);
-        let sealed = fs::read(&done_path).map_err(ModelError::io("read", &done_path))?;
-        // The first checkpoints had an empty seal.
-        if !sealed.is_empty() && sealed != hex(&Sha256::digest(text.as_bytes())).into_bytes() {
-            return Err(ModelError::checkpoint(
-                &state_path,
-                "does not match its checksum: the file is damaged",
-            ));
-        }
-        let position: Position = serde_json::from_str(&text).map_err(|error| {
-            ModelError::checkpoint(&state_path, format!("is not valid: {error}"))
-        })?;
-        for (name, expected) in &position.files {
-            // Names come from the file: they must stay inside the folder.
-            if name.contains(['/', '\\']) || name == ".." {
-                return Err(ModelError::checkpoint(
-                    &state_path,
-                    format!("names a file outside: {name}"),
-                ));
-            }
-            let path = dir.join(name);
-            if &file_sha256(&path)? != expected {
-                return Err(ModelError::checkpoint(
-                    &path,
-                    "does not match its checksum: the file is damaged",
-                ));
-            }
-        }
-        for name in [MODEL_FILE, OPTIM_FILE, CONFIG_FILE] {
-            if !position.files.contains_key(name) {
-                return Err(ModelError::checkpoint(
-                    &state_path,
-                    format!("lists no {name}"),
-                ));
-            }
-        }
-        let config_path = dir.join(CONFIG_FILE);
-        let text =
-            fs::read_to_string(&config_path).map_err(ModelError::io("read", &config_path))?;
+        let (position, text) = verify(dir)?;
         let config = Config::from_toml(&text)?;
         config.validate()?;
         Ok(Checkpoint {
@@ -243,9 +171,97 @@ impl Checkpoint {
     }
 }
 
+/// Opens a checkpoint folder, or the newest complete one of a run folder.
+pub(crate) fn open_newest<T>(
+    path: &Path,
+    open_folder: &dyn Fn(&Path) -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
+    if !path.is_dir() {
+        return Err(ModelError::checkpoint(path, "is not a folder"));
+    }
+    let dir = if path.join(STATE_FILE).exists() || path.join(MODEL_FILE).exists() {
+        path.to_path_buf()
+    } else {
+        complete_checkpoints(path)?
+            .pop()
+            .ok_or_else(|| ModelError::checkpoint(path, "holds no complete checkpoint"))?
+    };
+    open_folder(&dir).map_err(|error| {
+        let earlier = dir
+            .parent()
+            .and_then(|run| earlier_than(run, &dir, open_folder));
+        match earlier {
+            Some(earlier) => ModelError::DamagedCheckpoint {
+                reason: Box::new(error),
+                damaged: dir.clone(),
+                earlier,
+            },
+            None => error,
+        }
+    })
+}
+
+/// Checks the seal and every checksum of a checkpoint folder; its position and its configuration.
+pub(crate) fn verify(dir: &Path) -> Result<(Position, String), ModelError> {
+    if !dir.join(DONE_FILE).exists() {
+        return Err(ModelError::checkpoint(
+            dir,
+            "has no DONE file: the save did not finish",
+        ));
+    }
+    let state_path = dir.join(STATE_FILE);
+    let text = fs::read_to_string(&state_path).map_err(ModelError::io("read", &state_path))?;
+    // The version first: another one may seal and list in other ways.
+    if let Ok(Version { format_version }) = serde_json::from_str(&text)
+        && format_version != FORMAT_VERSION
+    {
+        let reason =
+            format!("has format_version {format_version}, this build reads {FORMAT_VERSION}");
+        return Err(ModelError::checkpoint(&state_path, reason));
+    }
+    let done_path = dir.join(DONE_FILE);
+    let sealed = fs::read(&done_path).map_err(ModelError::io("read", &done_path))?;
+    // The first checkpoints had an empty seal.
+    if !sealed.is_empty() && sealed != hex(&Sha256::digest(text.as_bytes())).into_bytes() {
+        return Err(ModelError::checkpoint(
+            &state_path,
+            "does not match its checksum: the file is damaged",
+        ));
+    }
+    let position: Position = serde_json::from_str(&text)
+        .map_err(|error| ModelError::checkpoint(&state_path, format!("is not valid: {error}")))?;
+    for (name, expected) in &position.files {
+        // Names come from the file: they must stay inside the folder.
+        if name.contains(['/', '\\']) || name == ".." {
+            return Err(ModelError::checkpoint(
+                &state_path,
+                format!("names a file outside: {name}"),
+            ));
+        }
+        let path = dir.join(name);
+        if &file_sha256(&path)? != expected {
+            return Err(ModelError::checkpoint(
+                &path,
+                "does not match its checksum: the file is damaged",
+            ));
+        }
+    }
+    for name in [MODEL_FILE, OPTIM_FILE, CONFIG_FILE] {
+        if !position.files.contains_key(name) {
+            return Err(ModelError::checkpoint(
+                &state_path,
+                format!("lists no {name}"),
+            ));
+        }
+    }
+    let config = dir.join(CONFIG_FILE);
+    let text = fs::read_to_string(&config).map_err(ModelError::io("read", &config))?;
+    Ok((position, text))
+}
+
 /// Writes the resolved configuration into the run folder, so that a run can be watched.
-pub(crate) fn write_config(run: &Path, config: &Config) -> Result<(), ModelError> {
-    replace(run, CONFIG_FILE, config.to_toml()?.as_bytes())
+pub(crate) fn write_config(run: &Path, config: &str) -> Result<(), ModelError> {
+    replace(run, CONFIG_FILE, config.as_bytes())
 }
 
 /// Writes a small file of the run folder so that readers see the old content or the new.
@@ -314,7 +330,7 @@ pub(crate) fn prune(run: &Path, keep: usize) -> Result<(), ModelError> {
 }
 
 /// Hex sha256 over every tensor of the state and the position: equal hash, equal state.
-pub(crate) fn state_hash(model: &Model, position: &Position) -> String {
+pub(crate) fn state_hash(model: &dyn Parameters, position: &Position) -> String {
     let mut hash = HashVisitor(Sha256::new());
     for part in [StatePart::Model, StatePart::Optimizer] {
         model.visit(part, &mut hash);
@@ -329,13 +345,38 @@ fn step_name(step: u32) -> String {
     format!("step_{step:06}")
 }
 
-fn write_folder(
-    dir: &Path,
-    model: &Model,
-    tokenizer: &Tokenizer,
-    config: &Config,
-    position: &Position,
-) -> Result<(), ModelError> {
+/// What a checkpoint folder holds.
+pub(crate) struct Content<'a> {
+    pub(crate) model: &'a dyn Parameters,
+    /// As TOML.
+    pub(crate) config: String,
+    pub(crate) tokenizer: Option<&'a Tokenizer>,
+    pub(crate) position: &'a Position,
+}
+
+impl Content<'_> {
+    /// Writes the folder of the position's step and makes it the newest.
+    pub(crate) fn save(&self, run: &Path) -> Result<PathBuf, ModelError> {
+        let name = step_name(self.position.step);
+        let dir = self.save_as(run, &name)?;
+        replace(run, LATEST_FILE, name.as_bytes())?;
+        fault_point::pass();
+        Ok(dir)
+    }
+
+    /// Writes the folder `name`, in the place of one that was there.
+    pub(crate) fn save_as(&self, run: &Path, name: &str) -> Result<PathBuf, ModelError> {
+        let partial = run.join(format!(".{name}{PARTIAL}"));
+        let result = write_folder(&partial, self).and_then(|()| publish(run, &partial, name));
+        if result.is_err() {
+            // Frees the space of a save that did not fit; the error that matters is `result`.
+            let _ = fs::remove_dir_all(&partial);
+        }
+        result
+    }
+}
+
+fn write_folder(dir: &Path, content: &Content<'_>) -> Result<(), ModelError> {
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(ModelError::io("remove", dir))?;
     }
@@ -345,18 +386,20 @@ fn write_folder(
         (StatePart::Optimizer, OPTIM_FILE),
     ] {
         let mut tensors = WriteVisitor(TensorFileWriter::new());
-        model.visit(part, &mut tensors);
+        content.model.visit(part, &mut tensors);
         tensors.0.write(&dir.join(name))?;
         fault_point::pass();
     }
-    tokenizer.save(dir)?;
+    if let Some(tokenizer) = content.tokenizer {
+        tokenizer.save(dir)?;
+    }
     fault_point::pass();
-    write_synced(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+    write_synced(&dir.join(CONFIG_FILE), content.config.as_bytes())?;
     fault_point::pass();
 
     let mut position = Position {
         format_version: FORMAT_VERSION,
-        ..position.clone()
+        ..content.position.clone()
     };
     position.files.clear();
     for path in entries(dir)? {
@@ -378,7 +421,7 @@ fn write_folder(
     sync(dir)
 }
 
-/// Moves a finished folder to its name and points `latest` at it.
+/// Moves a finished folder to its name.
 fn publish(run: &Path, partial: &Path, name: &str) -> Result<PathBuf, ModelError> {
     let dir = run.join(name);
     let replaced = run.join(format!(".{name}{REPLACED}"));
@@ -393,18 +436,20 @@ fn publish(run: &Path, partial: &Path, name: &str) -> Result<PathBuf, ModelError
     fs::rename(partial, &dir).map_err(ModelError::io("rename", partial))?;
     sync(run)?;
     fault_point::pass();
-    replace(run, LATEST_FILE, name.as_bytes())?;
-    fault_point::pass();
     Ok(dir)
 }
 
-fn earlier_than(run: &Path, dir: &Path) -> Option<PathBuf> {
+fn earlier_than<T>(
+    run: &Path,
+    dir: &Path,
+    open_folder: &dyn Fn(&Path) -> Result<T, ModelError>,
+) -> Option<PathBuf> {
     let complete = complete_checkpoints(run).ok()?;
     complete
         .into_iter()
         .rev()
         .skip_while(|other| other != dir)
-        .find(|other| other != dir && Checkpoint::open_folder(other).is_ok())
+        .find(|other| other != dir && open_folder(other).is_ok())
 }
 
 /// Folders of [`list`].

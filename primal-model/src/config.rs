@@ -7,6 +7,7 @@ use std::path::PathBuf;
 pub use model::{FeedForward, FloatPart, ModelConfig, NormKind, PositionKind, RopeScaling};
 use primal_kernels::{Bf16Panels, CacheKind, Isa};
 pub use primal_optim::{OptimConfig, Rule};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -318,19 +319,7 @@ impl Config {
     /// # Errors
     /// Syntax errors and wrong types with their line, unknown keys with the nearest known one.
     pub fn from_toml(text: &str) -> Result<Config, ModelError> {
-        let table: Table = toml::from_str(text).map_err(syntax_error)?;
-        let known = to_table(&Config::default())?;
-        for (section, value) in &table {
-            let Some(known_keys) = known.get(section).and_then(Value::as_table) else {
-                return Err(unknown_key(section, None, &known));
-            };
-            for key in value.as_table().into_iter().flat_map(Table::keys) {
-                if !known_keys.contains_key(key) {
-                    return Err(unknown_key(section, Some(key), &known));
-                }
-            }
-        }
-        toml::from_str(text).map_err(syntax_error)
+        read_toml(text)
     }
 
     /// Applies one override, `section.key=value`. The value is TOML; text needs no quotes, and one
@@ -339,28 +328,7 @@ impl Config {
     /// # Errors
     /// No `=`, an unknown key (with the nearest known one), a value of the wrong type.
     pub fn set(&mut self, assignment: &str) -> Result<(), ModelError> {
-        let bad = |reason: String| ModelError::BadAssignment {
-            assignment: assignment.to_string(),
-            reason,
-        };
-        let (path, text) = assignment
-            .split_once('=')
-            .ok_or_else(|| bad("expected section.key=value".to_string()))?;
-        let (section, key) = path
-            .trim()
-            .split_once('.')
-            .ok_or_else(|| bad("expected section.key=value".to_string()))?;
-        let mut table = to_table(self)?;
-        let Some(slot) = table
-            .get_mut(section)
-            .and_then(Value::as_table_mut)
-            .and_then(|keys| keys.get_mut(key))
-        else {
-            return Err(unknown_key(section, Some(key), &table));
-        };
-        *slot = parse_value(text.trim(), slot);
-        *self = Config::deserialize(table).map_err(|error| bad(error.message().to_string()))?;
-        Ok(())
+        set_key(self, assignment)
     }
 
     /// The complete configuration as TOML that [`Config::from_toml`] reads back to an equal one.
@@ -406,17 +374,7 @@ impl Config {
     /// # Errors
     /// The first key whose values differ and that decides what a step computes.
     pub fn check_resumable(&self, other: &Config) -> Result<(), ModelError> {
-        let theirs = to_table(other)?;
-        for (section, keys) in &to_table(self)? {
-            for (key, value) in keys.as_table().into_iter().flatten() {
-                let path = format!("{section}.{key}");
-                let same = theirs.get(section).and_then(|keys| keys.get(key)) == Some(value);
-                if !same && !FREE_ON_RESUME.contains(&path.as_str()) {
-                    return Err(ModelError::ConfigChanged { key: path });
-                }
-            }
-        }
-        Ok(())
+        same_but(self, other, &FREE_ON_RESUME)
     }
 }
 
@@ -484,11 +442,78 @@ impl TrainConfig {
     }
 }
 
-fn at_least_one(key: &'static str, value: usize) -> Result<(), ModelError> {
+/// Reads strict TOML over the defaults of a configuration of sections.
+pub(crate) fn read_toml<T: Serialize + DeserializeOwned + Default>(
+    text: &str,
+) -> Result<T, ModelError> {
+    let table: Table = toml::from_str(text).map_err(syntax_error)?;
+    let known = to_table(&T::default())?;
+    for (section, value) in &table {
+        let Some(known_keys) = known.get(section).and_then(Value::as_table) else {
+            return Err(unknown_key(section, None, &known));
+        };
+        for key in value.as_table().into_iter().flat_map(Table::keys) {
+            if !known_keys.contains_key(key) {
+                return Err(unknown_key(section, Some(key), &known));
+            }
+        }
+    }
+    toml::from_str(text).map_err(syntax_error)
+}
+
+/// Applies one override, `section.key=value`.
+pub(crate) fn set_key<T: Serialize + DeserializeOwned>(
+    config: &mut T,
+    assignment: &str,
+) -> Result<(), ModelError> {
+    let bad = |reason: String| ModelError::BadAssignment {
+        assignment: assignment.to_string(),
+        reason,
+    };
+    let (path, text) = assignment
+        .split_once('=')
+        .ok_or_else(|| bad("expected section.key=value".to_string()))?;
+    let (section, key) = path
+        .trim()
+        .split_once('.')
+        .ok_or_else(|| bad("expected section.key=value".to_string()))?;
+    let mut table = to_table(config)?;
+    let Some(slot) = table
+        .get_mut(section)
+        .and_then(Value::as_table_mut)
+        .and_then(|keys| keys.get_mut(key))
+    else {
+        return Err(unknown_key(section, Some(key), &table));
+    };
+    *slot = parse_value(text.trim(), slot);
+    *config = T::deserialize(table).map_err(|error| bad(error.message().to_string()))?;
+    Ok(())
+}
+
+/// Checks that two configurations differ in the keys of `free` alone.
+pub(crate) fn same_but<T: Serialize>(
+    ours: &T,
+    theirs: &T,
+    free: &[&str],
+) -> Result<(), ModelError> {
+    let theirs = to_table(theirs)?;
+    for (section, keys) in &to_table(ours)? {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            let path = format!("{section}.{key}");
+            let same = theirs.get(section).and_then(|keys| keys.get(key)) == Some(value);
+            if !same && !free.contains(&path.as_str()) {
+                return Err(ModelError::ConfigChanged { key: path });
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn at_least_one(key: &'static str, value: usize) -> Result<(), ModelError> {
     check(key, value, value >= 1, || "must be at least 1".to_string())
 }
 
-fn check(
+pub(crate) fn check(
     key: &'static str,
     value: impl ToString,
     in_range: bool,
@@ -553,7 +578,7 @@ fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Opt
         .map(|(_, candidate)| candidate.to_string())
 }
 
-fn to_table(config: &Config) -> Result<Table, ModelError> {
+fn to_table(config: &impl Serialize) -> Result<Table, ModelError> {
     Table::try_from(config).map_err(|error| ModelError::ConfigSyntax(error.to_string()))
 }
 

@@ -6,6 +6,8 @@ use crate::config::{Backend, Config};
 use crate::error::ModelError;
 use crate::ledger::Ledger;
 use crate::model::{Model, Pass};
+#[cfg(doc)]
+use crate::parameters::Parameters;
 
 /// A device that holds the whole training state and computes passes and steps; the methods are
 /// those of [`Model`]. The model of the training loop is then a copy that
@@ -22,13 +24,13 @@ pub(crate) trait Engine: Send {
         losses: &mut [f64],
     ) -> Result<bool, ModelError>;
 
-    /// As [`Model::grad_norm`].
+    /// As [`Parameters::grad_norm`].
     fn grad_norm(&mut self, ctx: &StepContext<'_>) -> Result<f64, ModelError>;
 
-    /// As [`Model::step`].
+    /// As [`Parameters::step`].
     fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) -> Result<FlipStats, ModelError>;
 
-    /// As [`Model::discard`].
+    /// As [`Parameters::discard`].
     fn discard(&mut self) -> Result<(), ModelError>;
 
     /// The sum of the losses in nats of the tokens of a pass; no gradients.

@@ -295,20 +295,18 @@ pub enum ModelError {
     /// A backend that cannot yet be spread over ranks.
     #[error("only the cpu backend can be spread over ranks; hint: use --backend cpu")]
     RanksNeedCpu,
-    /// A rank that the others waited for in vain.
+    /// Ranks that the others waited for in vain.
     #[error(
-        "rank {rank} did not come within {seconds} s: it died or hangs; \
-         hint: go on with --resume on the ranks that are left"
+        "rank {} did not come within {seconds} s: it died or hangs; \
+         hint: go on with --resume on the ranks that are left",
+        list(ranks)
     )]
-    RankLost {
+    RanksLost {
         /// Who is missing.
-        rank: usize,
-        /// How long it was waited for.
+        ranks: Vec<usize>,
+        /// How long they were waited for.
         seconds: u64,
     },
-    /// A message that is not of the kind that was due.
-    #[error("rank {0} sent something else than was due; hint: all ranks must run the same build")]
-    RankUnclear(usize),
     /// Ranks that no longer compute the same.
     #[error(
         "rank {} has another {what} than the others (theirs hashes to {right}...): nothing is saved; \
@@ -345,6 +343,9 @@ pub enum ModelError {
         /// Bytes in the ledger.
         planned: u64,
     },
+    /// An error of the voice.
+    #[error(transparent)]
+    Voice(#[from] crate::voice::VoiceError),
     /// An error of the kernels crate.
     #[error(transparent)]
     Kernel(#[from] primal_kernels::KernelError),

@@ -20,6 +20,7 @@ use crate::foreign::safetensors::{HalfType, SafetensorsWriter};
 use crate::foreign::vocabulary;
 use crate::layers::Param;
 use crate::model::Model;
+use crate::parameters::Parameters;
 use crate::rope;
 use crate::shape::ModelShape;
 use crate::tokenizer::Tokenizer;

@@ -5,6 +5,7 @@ use primal_optim::Weight;
 use crate::layers::Param;
 use crate::metrics::{BALLOT_BINS, LayerRow};
 use crate::model::Model;
+use crate::parameters::Parameters;
 
 /// Votes of a bin of the ballots' histogram.
 const BIN_VOTES: i32 = 16;

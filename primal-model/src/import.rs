@@ -298,6 +298,7 @@ fn pass<'a>(
     let attention = Attention {
         shape: shape.attention(rows / time, time),
         rope,
+        lengths: &[],
     };
     (pieces, attention)
 }

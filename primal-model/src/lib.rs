@@ -53,6 +53,7 @@ mod model;
 #[cfg(test)]
 mod model_tests;
 pub mod parallel;
+mod parameters;
 pub mod process;
 pub mod quantise;
 mod rope;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
 use crate::tensorboard::EventFile;
+use crate::voice::VoiceDoneRow;
 
 pub use reader::{MetricsReader, RunRecord};
 
@@ -21,9 +22,9 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub struct StepRow {
     /// Steps made, this one included.
     pub step: u32,
-    /// Tokens trained on so far.
+    /// Tokens, or frames of a voice, trained on so far.
     pub tokens: u64,
-    /// Mean loss of the step's batch in nats per token.
+    /// Mean loss of the step's batch in nats per token, or error of the log mel spectrogram.
     pub train_loss: f64,
     /// Speed of this step.
     pub tokens_per_s: f64,
@@ -64,6 +65,19 @@ pub struct EvalRow {
     /// Open files and sockets at that moment, 0 where the system does not tell.
     #[serde(default)]
     pub open_descriptors: u64,
+}
+
+/// An evaluation of a voice on the held-out sentences.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VoiceEvalRow {
+    /// Steps made before it.
+    pub step: u32,
+    /// Mean absolute error of the log mel spectrogram in nats.
+    pub val_loss: f64,
+    /// Mean squared error of log(1 + frames) of a symbol.
+    pub duration_loss: f64,
+    /// Whether no earlier one was as good.
+    pub is_best: bool,
 }
 
 /// How one layer used its grid, recorded with every evaluation. A block of the transformer is one
@@ -124,8 +138,13 @@ pub struct DoneRow {
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum EventRow<'a> {
     Done(&'a DoneRow),
+    #[serde(rename = "done")]
+    VoiceDone(&'a VoiceDoneRow),
     Layer(&'a LayerRow),
-    Skipped { step: u32, total: u32 },
+    Skipped {
+        step: u32,
+        total: u32,
+    },
 }
 
 /// Writes the rows of a run. Every row is on disk when its call returns.
@@ -204,6 +223,27 @@ impl MetricsLog {
             ("bits_per_byte/validation", row.bits_per_byte),
         ];
         self.board.scalars(row.step, &scalars)
+    }
+
+    /// Records an evaluation of a voice.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] when the disk is full or gone.
+    pub fn voice_eval(&mut self, row: &VoiceEvalRow) -> Result<(), ModelError> {
+        self.write(row)?;
+        let scalars = [
+            ("loss/validation", row.val_loss),
+            ("loss/duration", row.duration_loss),
+        ];
+        self.board.scalars(row.step, &scalars)
+    }
+
+    /// Records the end of a voice's run.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] when the disk is full or gone.
+    pub fn voice_done(&mut self, row: &VoiceDoneRow) -> Result<(), ModelError> {
+        self.write(&EventRow::VoiceDone(row))
     }
 
     /// Records how a layer used its grid.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use primal_kernels as kernels;
 use primal_kernels::{Isa, fill_rows};
 use primal_lut::TensorFile;
-use primal_optim::{FlipStats, Footprint, StatePart, StateVisitor, StepContext, StepSums, Weight};
+use primal_optim::{StatePart, StateVisitor, StepContext, StepSums, Weight};
 use rayon::prelude::*;
 
 use crate::activations::{Activations, HeadScratch};
@@ -15,6 +15,7 @@ use crate::build::{Fresh, Stored, build};
 use crate::config::Config;
 use crate::error::ModelError;
 use crate::layers::{Norm, Param, ParamMut, Pieces};
+use crate::parameters::Parameters;
 use crate::rope::Rope;
 use crate::scratch::WeightGradient;
 use crate::shape::ModelShape;
@@ -98,17 +99,15 @@ impl Model {
     }
 
     /// Forward and backward over one pass of a step; votes are cast and float gradients summed.
-    /// `losses` receives the mean loss in nats of each micro-batch; `done` sees every matrix when
-    /// the pass has cast its votes, last layer first. Returns false, with the
+    /// `losses` receives the mean loss in nats of each micro-batch. Returns false, with the
     /// backward pass cut short, when a loss or a gradient is not finite: the caller then
-    /// [discards](Model::discard) the step.
+    /// discards the step.
     pub fn forward_backward(
         &mut self,
         ctx: &StepContext<'_>,
         pass: &Pass<'_>,
         acts: &mut Activations,
         losses: &mut [f64],
-        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         self.forward(ctx.isa, pass, acts);
         if acts.poison == Some(Poison::Loss) {
@@ -130,20 +129,12 @@ impl Model {
             return false;
         }
         let finite = self.backward_head(ctx, pass, pieces, acts);
-        if let Some(head) = &mut self.head {
-            done(head);
-        }
         if acts.poison == Some(Poison::Gradient) {
             acts.d_stream[0] = f32::NAN;
         }
-        let finite = finite
-            && self.backward_blocks(ctx, pass, pieces, acts, done)
-            && self.backward_embeddings(ctx, pass, pieces, acts);
-        if let Some(embedding) = &mut self.pos_embedding {
-            done(embedding);
-        }
-        done(&mut self.tok_embedding);
         finite
+            && self.backward_blocks(ctx, pass, pieces, acts)
+            && self.backward_embeddings(ctx, pass, pieces, acts)
     }
 
     fn pieces(&self, pass: &Pass<'_>) -> Pieces {
@@ -181,6 +172,7 @@ impl Model {
         let attention = Attention {
             shape: self.shape.attention(n / time, time),
             rope: self.rope.as_ref(),
+            lengths: &[],
         };
         acts.forward_blocks(isa, &self.blocks, pieces, &attention, c);
     }
@@ -228,15 +220,15 @@ impl Model {
         pass: &Pass<'_>,
         pieces: Pieces,
         acts: &mut Activations,
-        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         let n = pieces.rows();
         let c = self.shape.width;
         let attention = Attention {
             shape: self.shape.attention(n / pass.time, pass.time),
             rope: self.rope.as_ref(),
+            lengths: &[],
         };
-        acts.backward_blocks(ctx, &mut self.blocks, pieces, &attention, c, done)
+        acts.backward_blocks(ctx, &mut self.blocks, pieces, &attention, c)
     }
 
     fn backward_embeddings(
@@ -332,37 +324,7 @@ impl Model {
         }
     }
 
-    /// Prepares the parameters for a step.
-    pub fn begin_step(&mut self, ctx: &StepContext<'_>) {
-        self.for_each_mut(&mut |param| {
-            if let ParamMut::Matrix(weight) = param {
-                weight.begin_step(ctx);
-            }
-        });
-    }
-
-    /// Global norm of the float gradient of the step, averaged over its micro-batches.
-    pub fn grad_norm(&mut self, ctx: &StepContext<'_>) -> f64 {
-        let mut sum = 0.0;
-        self.for_each_mut(&mut |param| sum += param.grad_sum_squares(ctx.isa));
-        sum.sqrt() / f64::from(ctx.micro_batches)
-    }
-
-    /// Takes the step. `grad_factor` is 1 / micro-batches times the clip.
-    pub fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) -> FlipStats {
-        let mut total = FlipStats::default();
-        self.for_each_mut(&mut |param| match param {
-            ParamMut::Matrix(weight) => {
-                let stats = weight.step(ctx, grad_factor);
-                total.flips += stats.flips;
-                total.weights += stats.weights;
-            }
-            ParamMut::Vector(vector) => vector.step(ctx, grad_factor),
-        });
-        total
-    }
-
-    /// Walks over the float sums of the step so far, in a fixed order.
+    /// Walks over what the step has summed so far, in a fixed order.
     pub(crate) fn step_sums(&mut self, to: &mut dyn StepSums) {
         self.for_each_mut(&mut |param| match param {
             ParamMut::Matrix(weight) => weight.step_sums(to),
@@ -370,36 +332,9 @@ impl Model {
         });
     }
 
-    /// Drops the gradients and votes of a step that is not taken.
-    pub fn discard(&mut self) {
-        self.for_each_mut(&mut |param| param.discard());
-    }
-
     /// Walks over one half of the state in a fixed order.
     pub fn visit<'a>(&'a self, part: StatePart, to: &mut dyn StateVisitor<'a>) {
-        for param in self.params() {
-            param.visit(part, to);
-        }
-    }
-
-    /// Reads one half of the state from a tensor file.
-    pub fn load_state(&mut self, part: StatePart, file: &TensorFile) -> Result<(), ModelError> {
-        let mut result = Ok(());
-        self.for_each_mut(&mut |param| {
-            if result.is_ok() {
-                result = param.load(part, file);
-            }
-        });
-        Ok(result?)
-    }
-
-    /// Bytes of the persistent state.
-    pub fn footprint(&self) -> Footprint {
-        let mut total = Footprint::default();
-        for param in self.params() {
-            total.add(param.footprint());
-        }
-        total
+        Parameters::visit(self, part, to);
     }
 
     /// Bytes of parameters and optimizer state in memory.
@@ -420,8 +355,10 @@ impl Model {
     ) -> Result<Self, ModelError> {
         build(config, vocab, &mut Stored(file))
     }
+}
 
-    pub(crate) fn params(&self) -> Vec<Param<'_>> {
+impl Parameters for Model {
+    fn params(&self) -> Vec<Param<'_>> {
         let mut params = vec![Param::Matrix(&self.tok_embedding)];
         params.extend(self.pos_embedding.as_ref().map(Param::Matrix));
         for block in &self.blocks {
@@ -432,7 +369,7 @@ impl Model {
         params
     }
 
-    pub(crate) fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {
+    fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {
         each(ParamMut::Matrix(&mut self.tok_embedding));
         if let Some(embedding) = &mut self.pos_embedding {
             each(ParamMut::Matrix(embedding));

@@ -156,6 +156,7 @@ impl ModelShape {
             heads: self.n_head,
             kv_heads: self.n_kv_head,
             head_dim: self.head_dim,
+            causal: true,
         }
     }
 }

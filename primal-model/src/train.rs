@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use primal_kernels::Isa;
-use primal_optim::{StepContext, Weight};
+use primal_optim::StepContext;
 
 use crate::activations::{Activations, PassPlan};
 use crate::checkpoint::{self, Checkpoint, Position};
@@ -20,6 +20,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{DoneRow, EvalRow, ExchangeRow, MetricsLog, StepRow};
 use crate::model::{Model, Pass};
 use crate::parallel::{Exchange, Ranks, Verdict};
+use crate::parameters::{Parameters, grad_factor};
 use crate::process::{available_bytes, open_descriptors, peak_rss_bytes, rss_bytes};
 use crate::shape::ModelShape;
 use crate::tokenizer::Tokenizer;
@@ -258,7 +259,7 @@ impl Trainer {
         let mut log = None;
         if self.is_first() {
             std::fs::create_dir_all(&train.run).map_err(ModelError::io("create", &train.run))?;
-            checkpoint::write_config(&train.run, &self.config)?;
+            checkpoint::write_config(&train.run, &self.config.to_toml()?)?;
             // What a killed save or removal left.
             checkpoint::prune(&train.run, train.keep_checkpoints)?;
             log = Some(MetricsLog::open(&train.run, self.position.step)?);
@@ -441,9 +442,7 @@ impl Trainer {
             finite: true,
             stop: asked,
         };
-        let last_pass = passes.end - 1;
         for (index, pass) in passes.enumerate() {
-            let is_last = pass == last_pass;
             let losses = &mut self.losses[pass * per_pass..(pass + 1) * per_pass];
             for i in 0..sequences {
                 let window = i * context..(i + 1) * context;
@@ -464,16 +463,9 @@ impl Trainer {
             };
             verdict.finite = match &mut self.engine {
                 Some(engine) => engine.forward_backward(&ctx, &pass, losses)?,
-                None => {
-                    // Votes travel while the pass goes on to the layers before.
-                    let ranks = &mut self.ranks;
-                    let done = &mut |weight: &mut Weight| match ranks {
-                        Some(ranks) if is_last => ranks.send_votes(weight),
-                        _ => {}
-                    };
-                    let acts = &mut self.acts;
-                    self.model.forward_backward(&ctx, &pass, acts, losses, done)
-                }
+                None => self
+                    .model
+                    .forward_backward(&ctx, &pass, &mut self.acts, losses),
             };
             if !verdict.finite {
                 break;
@@ -488,7 +480,7 @@ impl Trainer {
         let norm = match &mut self.engine {
             _ if !verdict.finite => f64::NAN,
             Some(engine) => engine.grad_norm(&ctx)?,
-            None => self.model.grad_norm(&ctx),
+            None => self.model.grad_norm(ctx.isa, ctx.micro_batches),
         };
         if !norm.is_finite() {
             match &mut self.engine {
@@ -497,17 +489,10 @@ impl Trainer {
             }
             return Ok((Outcome::Skipped, verdict.stop));
         }
-        let clip = f64::from(self.config.optim.grad_clip);
-        let factor = if clip > 0.0 && norm > clip {
-            clip / norm
-        } else {
-            1.0
-        };
-        let grad_factor = (factor / f64::from(ctx.micro_batches)) as f32;
-        let flips = match (&mut self.engine, &mut self.ranks) {
-            (Some(engine), _) => engine.step(&ctx, grad_factor)?,
-            (None, Some(ranks)) => ranks.step(&mut self.model, &ctx, grad_factor)?,
-            (None, None) => self.model.step(&ctx, grad_factor),
+        let grad_factor = grad_factor(self.config.optim.grad_clip, norm, ctx.micro_batches);
+        let flips = match &mut self.engine {
+            Some(engine) => engine.step(&ctx, grad_factor)?,
+            None => self.model.step(&ctx, grad_factor),
         };
         let made = Outcome::Made {
             loss: self.losses.iter().sum::<f64>() / self.losses.len() as f64,
@@ -541,7 +526,6 @@ impl Trainer {
         if self.ranks.is_none() {
             return Ok(());
         }
-        self.bring_back()?;
         let state = self.state_hash();
         match &mut self.ranks {
             Some(ranks) => ranks.agree("training state", &state),
@@ -582,10 +566,9 @@ impl Trainer {
 
     /// Brings the model up to date with what trains it.
     fn bring_back(&mut self) -> Result<(), ModelError> {
-        match (&mut self.engine, &mut self.ranks) {
-            (Some(engine), _) => engine.download(&mut self.model),
-            (None, Some(ranks)) => ranks.share_ballots(&mut self.model),
-            (None, None) => Ok(()),
+        match &mut self.engine {
+            Some(engine) => engine.download(&mut self.model),
+            None => Ok(()),
         }
     }
 

@@ -65,5 +65,5 @@ pub use mel::{MelExtractor, read_mel, write_mel};
 pub use picture::write_spectrogram;
 pub use primal_kernels::Signal;
 pub use train::{TrainOptions, TrainedStep, Trainer};
-pub use wav::{Sound, read_wav, resample, wav_bytes, write_wav};
+pub use wav::{Sound, WavStream, read_wav, resample, wav_bytes, write_wav};
 pub use weights::Weights;

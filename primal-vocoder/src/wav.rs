@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Cursor, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hound::{SampleFormat, WavReader, WavSpec, WavWriter};
 use rubato::audioadapter_buffers::direct::SequentialSlice;
@@ -101,15 +101,9 @@ fn mix(
 /// # Errors
 /// [`VocoderError::Io`], [`VocoderError::Wav`].
 pub fn write_wav(path: &Path, samples: &[f32], rate_hz: u32) -> Result<(), VocoderError> {
-    let file = File::create(path).map_err(|source| VocoderError::Io {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })?;
-    write_wav_to(BufWriter::new(file), samples, rate_hz).map_err(|error| VocoderError::Wav {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
+    let mut stream = WavStream::create(path, rate_hz)?;
+    stream.write(samples)?;
+    stream.finish()
 }
 
 /// The bytes of a mono WAV file of 16 bits.
@@ -118,25 +112,81 @@ pub fn write_wav(path: &Path, samples: &[f32], rate_hz: u32) -> Result<(), Vocod
 /// [`VocoderError::Wav`] for more than a WAV file can hold.
 pub fn wav_bytes(samples: &[f32], rate_hz: u32) -> Result<Vec<u8>, VocoderError> {
     let mut bytes = Cursor::new(Vec::with_capacity(44 + 2 * samples.len()));
-    write_wav_to(&mut bytes, samples, rate_hz).map_err(|error| VocoderError::Wav {
-        path: "(bytes)".into(),
-        reason: error.to_string(),
-    })?;
+    write_wav_to(&mut bytes, samples, rate_hz)
+        .map_err(|error| wav_error(Path::new("(bytes)"), &error))?;
     Ok(bytes.into_inner())
 }
 
+/// A WAV file as [`write_wav`] makes it, written piece by piece.
+pub struct WavStream {
+    writer: WavWriter<BufWriter<File>>,
+    path: PathBuf,
+}
+
+impl WavStream {
+    /// Begins the file.
+    ///
+    /// # Errors
+    /// [`VocoderError::Io`], [`VocoderError::Wav`].
+    pub fn create(path: &Path, rate_hz: u32) -> Result<WavStream, VocoderError> {
+        let file = File::create(path).map_err(|source| VocoderError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        })?;
+        let writer = WavWriter::new(BufWriter::new(file), spec(rate_hz));
+        Ok(WavStream {
+            writer: writer.map_err(|error| wav_error(path, &error))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Appends samples; what is beyond −1..1 is clipped.
+    ///
+    /// # Errors
+    /// [`VocoderError::Wav`] when the disk is full.
+    pub fn write(&mut self, samples: &[f32]) -> Result<(), VocoderError> {
+        let written = write_samples(&mut self.writer, samples);
+        written.map_err(|error| wav_error(&self.path, &error))
+    }
+
+    /// Completes the header.
+    ///
+    /// # Errors
+    /// [`VocoderError::Wav`] when the disk is full.
+    pub fn finish(self) -> Result<(), VocoderError> {
+        let WavStream { writer, path } = self;
+        writer.finalize().map_err(|error| wav_error(&path, &error))
+    }
+}
+
+fn wav_error(path: &Path, error: &hound::Error) -> VocoderError {
+    VocoderError::Wav {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
 fn write_wav_to(to: impl Write + Seek, samples: &[f32], rate_hz: u32) -> hound::Result<()> {
-    let spec = WavSpec {
+    let mut writer = WavWriter::new(to, spec(rate_hz))?;
+    write_samples(&mut writer, samples)?;
+    writer.finalize()
+}
+
+fn write_samples(writer: &mut WavWriter<impl Write + Seek>, samples: &[f32]) -> hound::Result<()> {
+    for sample in samples {
+        writer.write_sample((sample.clamp(-1.0, 1.0) * 32_767.0).round() as i16)?;
+    }
+    Ok(())
+}
+
+fn spec(rate_hz: u32) -> WavSpec {
+    WavSpec {
         channels: 1,
         sample_rate: rate_hz,
         bits_per_sample: 16,
         sample_format: SampleFormat::Int,
-    };
-    let mut writer = WavWriter::new(to, spec)?;
-    for sample in samples {
-        writer.write_sample((sample.clamp(-1.0, 1.0) * 32_767.0).round() as i16)?;
     }
-    writer.finalize()
 }
 
 /// Converts samples from one rate to another.

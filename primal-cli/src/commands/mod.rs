@@ -13,9 +13,11 @@ pub mod inspect;
 pub mod phonemes;
 pub mod plan;
 pub mod report;
+pub mod speak;
 pub mod train;
 pub mod vocode;
 pub mod vocoder_train;
+pub mod voice_train;
 pub mod watch;
 
 use std::fs;

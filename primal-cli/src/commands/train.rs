@@ -56,7 +56,12 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
                 describe(config, ledger);
                 let step_tokens = (config.train.batch * config.model.context) as u64;
                 let tokens = u64::from(step) * step_tokens;
-                progress = Some(TrainProgress::new(config.train.steps, step, tokens));
+                progress = Some(TrainProgress::new(
+                    "tokens",
+                    config.train.steps,
+                    step,
+                    tokens,
+                ));
             }
             Event::Step(row) => {
                 if let Some(progress) = &mut progress {
@@ -115,7 +120,7 @@ impl RankSet {
 
     fn exchange(self, config: &Config) -> Option<Box<dyn Exchange>> {
         let timeout = Duration::from_secs(config.train.rank_timeout_s);
-        Some(Box::new(self.0?.with_timeout(timeout)))
+        Some(Box::new(self.0?.watch(timeout)))
     }
 }
 
@@ -125,7 +130,7 @@ fn join_ranks() -> Result<RankSet> {
     if exchange.ranks() > 1 {
         return Ok(RankSet(Some(exchange)));
     }
-    exchange.finish();
+    exchange.finish()?;
     Ok(RankSet(None))
 }
 
@@ -206,14 +211,14 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
     Ok(config)
 }
 
-fn override_with<T: Clone>(key: &mut T, flag: &Option<T>) {
+pub(super) fn override_with<T: Clone>(key: &mut T, flag: &Option<T>) {
     if let Some(value) = flag {
         key.clone_from(value);
     }
 }
 
 /// The first Ctrl-C asks the run to save and stop, the second ends the program at once.
-fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+pub(super) fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {

@@ -32,29 +32,53 @@ struct Report {
     times_real_time: f64,
 }
 
-/// The vocoder that was asked for.
-enum Vocoder {
-    GriffinLim(VocoderConfig),
-    Generator(Box<Generator>),
+/// A vocoder as the command line names it.
+pub enum Vocoder {
+    /// It needs no weights.
+    GriffinLim(Box<(VocoderConfig, GriffinLim)>),
+    /// A trained network.
+    Generator(Box<Generator>, Isa),
 }
 
 impl Vocoder {
-    fn config(&self) -> &VocoderConfig {
-        match self {
-            Vocoder::GriffinLim(config) => config,
-            Vocoder::Generator(generator) => generator.config(),
+    /// `griffin-lim`, whose first phases are a function of `seed`, or the folder of a checkpoint.
+    pub fn open(name: &Path, seed: u64) -> Result<Vocoder> {
+        if name.to_str() != Some(GRIFFIN_LIM) {
+            let generator = Generator::open(name)?;
+            return Ok(Vocoder::Generator(Box::new(generator), Isa::from_env()?));
         }
+        let config = VocoderConfig::v1();
+        let options = GriffinLimOptions {
+            seed,
+            ..GriffinLimOptions::default()
+        };
+        let griffin_lim = GriffinLim::new(&config, options)?;
+        Ok(Vocoder::GriffinLim(Box::new((config, griffin_lim))))
+    }
+
+    /// Sampling rate, hop and bands.
+    pub fn config(&self) -> &VocoderConfig {
+        match self {
+            Vocoder::GriffinLim(griffin_lim) => &griffin_lim.0,
+            Vocoder::Generator(generator, _) => generator.config(),
+        }
+    }
+
+    /// The sound of a mel spectrogram.
+    pub fn sound(&self, mel: &Signal) -> Result<Vec<f32>> {
+        Ok(match self {
+            Vocoder::GriffinLim(griffin_lim) => griffin_lim.1.generate(mel)?,
+            Vocoder::Generator(generator, isa) => {
+                generator.generate(*isa, mel, FRAMES_PER_PIECE)?
+            }
+        })
     }
 }
 
 /// Reads, vocodes, writes.
 pub fn run(args: &VocodeArgs) -> Result<ExitCode> {
     start_threads(args.threads)?;
-    let isa = Isa::from_env()?;
-    let vocoder = match args.vocoder.to_str() {
-        Some(GRIFFIN_LIM) => Vocoder::GriffinLim(VocoderConfig::v1()),
-        _ => Vocoder::Generator(Box::new(Generator::open(&args.vocoder)?)),
-    };
+    let vocoder = Vocoder::open(&args.vocoder, args.seed)?;
     let mel = match (&args.mel, &args.wav) {
         (Some(path), _) => read_mel(path)?,
         (None, Some(path)) => mel_of(path, vocoder.config())?,
@@ -65,16 +89,7 @@ pub fn run(args: &VocodeArgs) -> Result<ExitCode> {
         write_spectrogram(path, &mel)?;
     }
     let started = Instant::now();
-    let samples = match &vocoder {
-        Vocoder::Generator(generator) => generator.generate(isa, &mel, FRAMES_PER_PIECE)?,
-        Vocoder::GriffinLim(config) => {
-            let options = GriffinLimOptions {
-                seed: args.seed,
-                ..GriffinLimOptions::default()
-            };
-            GriffinLim::new(config, options)?.generate(&mel)?
-        }
-    };
+    let samples = vocoder.sound(&mel)?;
     let seconds = started.elapsed().as_secs_f64();
     let rate_hz = vocoder.config().sampling_rate;
     if args.output == Path::new("-") {

@@ -12,6 +12,7 @@ use super::Part;
 use crate::error::ModelError;
 use crate::layers::{Param, ParamMut};
 use crate::model::Model;
+use crate::parameters::Parameters;
 
 /// Where each parameter lies. Scales of all matrices come first in the float arena, in the order
 /// of the parameters, then norms and biases.

@@ -30,7 +30,7 @@ pub struct Utterance {
 }
 
 /// The symbols of an utterance and how long each lasts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Alignment {
     /// The symbols, from [`Symbol::BEGIN`] to [`Symbol::END`].
     pub symbols: Vec<Symbol>,

@@ -16,17 +16,30 @@
 //! `assets/cmudict.LICENSE`), with endings and as compounds, and read by learned rules otherwise.
 //! Words that are written alike and spoken differently ("read", "lead") have one reading.
 
+mod acoustic;
+mod checkpoint;
+pub mod config;
 mod corpus;
+mod data;
+mod length;
 mod normalise;
 mod numbers;
 mod pronounce;
 mod symbol;
+mod synthesis;
+#[cfg(test)]
+mod tests;
+mod train;
 
 use std::fmt;
 use std::path::PathBuf;
 
+pub use config::{MEL_BANDS, VoiceConfig};
 pub use corpus::{Alignment, Utterance, read_corpus};
+pub use data::Example;
 pub use symbol::Symbol;
+pub use synthesis::{Spoken, Voice};
+pub use train::{VoiceDoneRow, VoiceEvent, VoiceSummary, VoiceTrainer};
 
 use normalise::{Piece, normalise};
 use pronounce::Pronouncer;
@@ -70,6 +83,32 @@ pub enum VoiceError {
         line: usize,
         /// What is wrong.
         reason: String,
+    },
+    /// A recording that is not as long as its alignment.
+    #[error(
+        "`{id}` has {found} frames of sound, its alignment {expected}, or a frame is not finite"
+    )]
+    Frames {
+        /// The recording.
+        id: String,
+        /// Frames of its spectrogram.
+        found: usize,
+        /// Frames of its symbols.
+        expected: usize,
+    },
+    /// A sentence longer than the network can hear.
+    #[error("a sentence of {length} frames or symbols is longer than model.context = {context}")]
+    TooLong {
+        /// Its frames, or its symbols where they are more.
+        length: usize,
+        /// Most of them.
+        context: usize,
+    },
+    /// A corpus too small to learn from.
+    #[error("{found} aligned sentences are too few to train on some and hold others out")]
+    TooFew {
+        /// Aligned sentences.
+        found: usize,
     },
     /// The embedded dictionary cannot be unpacked.
     #[error("the embedded dictionary is damaged")]
@@ -163,7 +202,7 @@ impl FrontEnd {
 }
 
 #[cfg(test)]
-mod tests {
+mod front_end_tests {
     use super::*;
 
     fn read(text: &str) -> Vec<String> {
