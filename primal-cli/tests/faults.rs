@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{PRIMAL, TINY, Workplace, finish, json};
+use common::{PRIMAL, Workplace, finish, json, train_arguments};
 
 /// Steps of a run, and between two of its checkpoints.
 const STEPS: u32 = 60;
@@ -278,13 +278,11 @@ fn damaged_checkpoints(campaign: &mut Campaign, most: usize) -> Tally {
 fn full_disks(campaign: &mut Campaign, most: usize) -> Tally {
     let mut tally = Tally::default();
     let save_every = SAVE_EVERY.to_string();
-    let steps = STEPS.to_string();
     while tally.injected < most {
         let run = campaign.new_run();
-        let mut arguments = vec!["--preset", "shakespeare-char", "--data", "text.txt"];
-        arguments.extend(["--run", &run, "--steps", &steps, "--json"]);
-        arguments.extend(["--save-every", &save_every, "--eval-every", &save_every]);
-        arguments.extend(TINY.iter().flat_map(|assignment| ["--set", assignment]));
+        let mut arguments = train_arguments("text.txt", &run, STEPS);
+        let more = ["--save-every", &save_every, "--eval-every", &save_every];
+        arguments.extend(more.map(String::from));
         let quoted: String = arguments.iter().map(|it| format!(" '{it}'")).collect();
         let kib = 1 + campaign.random.below(110);
         let line = format!("trap '' XFSZ; ulimit -f {kib}; exec {PRIMAL} train{quoted}");

@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use primal_kernels::{Bf16Panels, CrossEntropyScratch, Isa, VOCAB_TILE};
-use primal_optim::StepContext;
+use primal_optim::{StepContext, Weight};
 
 use crate::block::{Attention, Block, BlockActivations, Workspace};
 use crate::config::{Compute, Config, Rule};
@@ -354,7 +354,8 @@ impl Activations {
     }
 
     /// The backward pass of `blocks` after [`Activations::forward_blocks`], from and into
-    /// `d_stream`. Returns false, cut short, if a weight gradient was not finite.
+    /// `d_stream`; `done` sees the matrices of every block that is through. Returns false, cut
+    /// short, if a weight gradient was not finite.
     pub(crate) fn backward_blocks(
         &mut self,
         ctx: &StepContext<'_>,
@@ -362,12 +363,13 @@ impl Activations {
         pieces: Pieces,
         attention: &Attention<'_>,
         width: usize,
+        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         match self.part_rows {
             Some(part_rows) => {
-                self.backward_parts(ctx, blocks, pieces, attention, width, part_rows)
+                self.backward_parts(ctx, blocks, pieces, attention, width, part_rows, done)
             }
-            None => self.backward_segments(ctx, blocks, pieces, attention, width),
+            None => self.backward_segments(ctx, blocks, pieces, attention, width, done),
         }
     }
 
@@ -379,6 +381,7 @@ impl Activations {
         attention: &Attention<'_>,
         width: usize,
         part_rows: usize,
+        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         // The inside of the last block's last part is still there from the forward pass.
         let mut inside = part_rows >= pieces.rows();
@@ -397,6 +400,7 @@ impl Activations {
                     return false;
                 }
             }
+            block.each_matrix_mut(done);
         }
         true
     }
@@ -408,6 +412,7 @@ impl Activations {
         pieces: Pieces,
         attention: &Attention<'_>,
         width: usize,
+        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         let len = pieces.rows() * width;
         let (n_layer, segment) = (blocks.len(), self.blocks.len());
@@ -435,6 +440,7 @@ impl Activations {
                 if !finite {
                     return false;
                 }
+                blocks[layer].each_matrix_mut(done);
             }
         }
         true

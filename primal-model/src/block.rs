@@ -393,6 +393,19 @@ impl Block {
         self.down.params(to);
     }
 
+    pub(crate) fn each_matrix_mut(&mut self, each: &mut dyn FnMut(&mut Weight)) {
+        let Block {
+            qkv,
+            attention_out,
+            up,
+            down,
+            ..
+        } = self;
+        for linear in [qkv, attention_out, up, down] {
+            each(&mut linear.weight);
+        }
+    }
+
     pub(crate) fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {
         self.norm1.for_each_mut(each);
         self.qkv.for_each_mut(each);

@@ -295,18 +295,20 @@ pub enum ModelError {
     /// A backend that cannot yet be spread over ranks.
     #[error("only the cpu backend can be spread over ranks; hint: use --backend cpu")]
     RanksNeedCpu,
-    /// Ranks that the others waited for in vain.
+    /// A rank that the others waited for in vain.
     #[error(
-        "rank {} did not come within {seconds} s: it died or hangs; \
-         hint: go on with --resume on the ranks that are left",
-        list(ranks)
+        "rank {rank} did not come within {seconds} s: it died or hangs; \
+         hint: go on with --resume on the ranks that are left"
     )]
-    RanksLost {
+    RankLost {
         /// Who is missing.
-        ranks: Vec<usize>,
-        /// How long they were waited for.
+        rank: usize,
+        /// How long it was waited for.
         seconds: u64,
     },
+    /// A message that is not of the kind that was due.
+    #[error("rank {0} sent something else than was due; hint: all ranks must run the same build")]
+    RankUnclear(usize),
     /// Ranks that no longer compute the same.
     #[error(
         "rank {} has another {what} than the others (theirs hashes to {right}...): nothing is saved; \

@@ -99,7 +99,8 @@ impl Model {
     }
 
     /// Forward and backward over one pass of a step; votes are cast and float gradients summed.
-    /// `losses` receives the mean loss in nats of each micro-batch. Returns false, with the
+    /// `losses` receives the mean loss in nats of each micro-batch; `done` sees every matrix when
+    /// the pass has cast its votes, last layer first. Returns false, with the
     /// backward pass cut short, when a loss or a gradient is not finite: the caller then
     /// discards the step.
     pub fn forward_backward(
@@ -108,6 +109,7 @@ impl Model {
         pass: &Pass<'_>,
         acts: &mut Activations,
         losses: &mut [f64],
+        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         self.forward(ctx.isa, pass, acts);
         if acts.poison == Some(Poison::Loss) {
@@ -129,12 +131,20 @@ impl Model {
             return false;
         }
         let finite = self.backward_head(ctx, pass, pieces, acts);
+        if let Some(head) = &mut self.head {
+            done(head);
+        }
         if acts.poison == Some(Poison::Gradient) {
             acts.d_stream[0] = f32::NAN;
         }
+        let finite = finite
+            && self.backward_blocks(ctx, pass, pieces, acts, done)
+            && self.backward_embeddings(ctx, pass, pieces, acts);
+        if let Some(embedding) = &mut self.pos_embedding {
+            done(embedding);
+        }
+        done(&mut self.tok_embedding);
         finite
-            && self.backward_blocks(ctx, pass, pieces, acts)
-            && self.backward_embeddings(ctx, pass, pieces, acts)
     }
 
     fn pieces(&self, pass: &Pass<'_>) -> Pieces {
@@ -220,6 +230,7 @@ impl Model {
         pass: &Pass<'_>,
         pieces: Pieces,
         acts: &mut Activations,
+        done: &mut dyn FnMut(&mut Weight),
     ) -> bool {
         let n = pieces.rows();
         let c = self.shape.width;
@@ -228,7 +239,7 @@ impl Model {
             rope: self.rope.as_ref(),
             lengths: &[],
         };
-        acts.backward_blocks(ctx, &mut self.blocks, pieces, &attention, c)
+        acts.backward_blocks(ctx, &mut self.blocks, pieces, &attention, c, done)
     }
 
     fn backward_embeddings(
@@ -324,7 +335,7 @@ impl Model {
         }
     }
 
-    /// Walks over what the step has summed so far, in a fixed order.
+    /// Walks over the float sums of the step so far, in a fixed order.
     pub(crate) fn step_sums(&mut self, to: &mut dyn StepSums) {
         self.for_each_mut(&mut |param| match param {
             ParamMut::Matrix(weight) => weight.step_sums(to),

@@ -226,7 +226,7 @@ fn check_file(name: &str, rule: Rule, recompute: usize, compute: Compute) {
         };
         let mut losses = [0.0];
         model.begin_step(&ctx);
-        assert!(model.forward_backward(&ctx, &pass, &mut acts, &mut losses));
+        assert!(model.forward_backward(&ctx, &pass, &mut acts, &mut losses, &mut |_| {}));
         let expected = golden.loss();
         assert!(
             (losses[0] - expected).abs() < close.loss * expected,

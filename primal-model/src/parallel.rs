@@ -1,30 +1,39 @@
 //! Spreading the micro-batches of a step over ranks: processes, machines, or threads in a test.
 //!
-//! Every rank holds the whole model and works on its own micro-batches. Then all of them exchange
+//! Every rank holds the whole model, works on its own micro-batches, and owns a stretch of the
+//! rows of every matrix. In a step
 //!
-//! - the **votes**: integers, summed in any order, packed in as few bits as they need;
+//! - the **votes** of a matrix go to the owners of its rows as soon as the backward pass of the
+//!   last micro-batch has cast them; integers have no order;
 //! - the **float sums** of every micro-batch on its own (row scales, norms, statistics of the
-//!   votes), which are folded in the order of the micro-batches, a piece of them by each rank;
+//!   votes) are folded in the order of the micro-batches, a piece of them by each rank;
+//! - each owner counts the votes of its rows, and tells the others which codes **flipped**.
 //!
-//! and take the same step, bit for bit that of a single process. No weight is ever sent. Ranks may
-//! be of any number up to the micro-batches of a step, and another after a resume.
+//! Then all ranks have taken the same step, bit for bit that of a single process. Weights are never
+//! sent; a ballot is up to date with the owner of its row, and with everyone when it is looked at
+//! or saved. Ranks may be of any number up to the micro-batches of a step, and another after a
+//! resume.
 
+mod coding;
+mod flips;
 pub mod in_process;
+mod mailbox;
 #[cfg(feature = "mpi")]
 pub mod mpi;
-mod packing;
 
 use std::ops::Range;
 use std::time::Instant;
 
-use primal_optim::StepSums;
+use primal_optim::{Counted, FlipStats, StepContext, StepSums, Weight};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::hex;
 use crate::error::ModelError;
+use crate::layers::ParamMut;
 use crate::model::Model;
+use crate::parameters::Parameters;
 
-/// What ranks need of each other. All ranks make the same calls in the same order.
+/// What ranks need of each other. The messages from one rank to another arrive in their order.
 pub trait Exchange: Send {
     /// This rank, below [`Exchange::ranks`].
     fn rank(&self) -> usize;
@@ -32,29 +41,17 @@ pub trait Exchange: Send {
     /// Number of ranks.
     fn ranks(&self) -> usize;
 
-    /// Returns when every rank is here.
-    ///
-    /// # Errors
-    /// [`ModelError::RanksLost`] names those that did not come in time.
-    fn meet(&mut self) -> Result<(), ModelError>;
+    /// Sends a message and returns at once.
+    fn send(&mut self, to: usize, message: Vec<u8>);
 
-    /// Piece r of `all`, (ranks, own.len()), becomes what rank r gave.
+    /// The next message of rank `from`.
     ///
     /// # Errors
-    /// [`ModelError::RanksLost`] where that is noticed.
-    fn gather(&mut self, own: &[u8], all: &mut [u8]) -> Result<(), ModelError>;
+    /// [`ModelError::RankLost`] when it does not come in time.
+    fn receive(&mut self, from: usize) -> Result<Vec<u8>, ModelError>;
 
-    /// Piece r of `own`, (ranks, len), goes to rank r; piece r of `received` comes from it.
-    ///
-    /// # Errors
-    /// [`ModelError::RanksLost`] where that is noticed.
-    fn scatter(&mut self, own: &[u8], received: &mut [u8]) -> Result<(), ModelError>;
-
-    /// Ends the work together with all other ranks.
-    ///
-    /// # Errors
-    /// [`ModelError::RanksLost`] names those that did not come in time.
-    fn finish(&mut self) -> Result<(), ModelError>;
+    /// Ends the work, when all other ranks do so too and every message is received.
+    fn finish(&mut self);
 }
 
 /// What a rank has to say of its part of a step, and then what all of them said.
@@ -71,15 +68,11 @@ pub(crate) struct Ranks {
     exchange: Box<dyn Exchange>,
     /// Micro-batches of a step.
     micro_batches: usize,
-    /// Float sums of one micro-batch: in single and in double precision.
-    singles: usize,
-    doubles: usize,
-    /// Matrices that vote.
-    voting: usize,
-    /// Votes of the largest of them.
-    most_votes: usize,
-    /// What this rank says of a step: [finite, stop], the largest vote of each matrix, and for each
-    /// of its micro-batches the loss and the other sums in double precision, two words each.
+    sizes: Sizes,
+    /// Matrices whose votes of this step are sent.
+    voted: Vec<u16>,
+    /// What this rank says of a step: [finite, stop], and for each of its micro-batches the loss
+    /// and the other sums in double precision, two words each.
     own: Vec<u32>,
     /// The same of all ranks.
     all: Vec<u32>,
@@ -88,8 +81,14 @@ pub(crate) struct Ranks {
     floats: [Vec<f32>; 2],
     /// (ranks, piece) folded sums.
     folded: Vec<f32>,
-    buffers: VoteBuffers,
-    /// Bytes that left this rank in the last step, and seconds of its exchange.
+    /// Nibbles of this rank's rows of a matrix before the count.
+    before: Vec<u8>,
+    /// Whether this rank knows the ballots of all rows.
+    ballots_known: bool,
+    /// Messages to be filled again.
+    spare: Vec<Vec<u8>>,
+    /// Bytes that left this rank in the last step, and seconds in which it coded, exchanged or
+    /// waited for others instead of computing.
     pub(crate) sent_bytes: u64,
     pub(crate) seconds: f64,
 }
@@ -111,18 +110,25 @@ impl Ranks {
         }
         let mut sizes = Sizes::default();
         model.step_sums(&mut sizes);
+        each_matrix(model, &mut |weight| {
+            let votes = weight.votes_mut().len();
+            sizes.voting += usize::from(votes > 0);
+            sizes.votes += votes;
+            sizes.most_votes = sizes.most_votes.max(votes);
+            Ok(())
+        })?;
         Ok(Ranks {
             exchange,
             micro_batches,
-            singles: sizes.singles,
-            doubles: sizes.doubles,
-            voting: sizes.voting,
-            most_votes: sizes.most_votes,
+            sizes,
+            voted: Vec::new(),
             own: Vec::new(),
             all: Vec::new(),
             floats: [Vec::new(), Vec::new()],
             folded: Vec::new(),
-            buffers: VoteBuffers::default(),
+            before: Vec::new(),
+            ballots_known: true,
+            spare: Vec::new(),
             sent_bytes: 0,
             seconds: 0.0,
         })
@@ -147,18 +153,26 @@ impl Ranks {
         rank * self.micro_batches / ranks..(rank + 1) * self.micro_batches / ranks
     }
 
-    fn head_words(&self) -> usize {
-        2 + self.voting
+    /// Rows of a matrix of `rows` rows that `rank` owns.
+    fn own_rows(&self, rank: usize, rows: usize) -> Range<usize> {
+        let ranks = self.exchange.ranks();
+        rank * rows / ranks..(rank + 1) * rows / ranks
+    }
+
+    /// All ranks but this one.
+    fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let me = self.exchange.rank();
+        (0..self.exchange.ranks()).filter(move |rank| *rank != me)
     }
 
     /// Words of a micro-batch in `own`.
     fn piece_words(&self) -> usize {
-        2 * (1 + self.doubles)
+        2 * (1 + self.sizes.doubles)
     }
 
     /// Single-precision sums that one rank folds.
     fn float_piece(&self) -> usize {
-        self.singles.div_ceil(self.exchange.ranks())
+        self.sizes.singles.div_ceil(self.exchange.ranks())
     }
 
     /// Micro-batches of the rank with most of them.
@@ -166,17 +180,18 @@ impl Ranks {
         self.micro_batches.div_ceil(self.exchange.ranks())
     }
 
-    /// Bytes of the buffers, the votes' at a byte each.
+    /// Bytes of the buffers; of coded votes on their way half a byte each, out and in.
     pub(crate) fn buffer_bytes(&self) -> u64 {
-        let ranks = 1 + self.exchange.ranks();
-        let words = self.head_words() + self.slots() * self.piece_words();
-        let floats = (2 * self.slots() + 1) * self.float_piece() * self.exchange.ranks();
-        (ranks * (4 * words + self.most_votes) + 4 * floats) as u64
+        let ranks = self.exchange.ranks();
+        let words = (1 + ranks) * (HEAD_WORDS + self.slots() * self.piece_words());
+        let floats = (2 * self.slots() + 1) * self.float_piece() * ranks;
+        let votes = self.sizes.votes / ranks * (ranks - 1);
+        (4 * (words + floats) + votes + self.sizes.most_votes / 2 / ranks) as u64
     }
 
     /// Begins a step.
     pub(crate) fn begin_step(&mut self) {
-        let words = self.head_words() + self.slots() * self.piece_words();
+        let words = HEAD_WORDS + self.slots() * self.piece_words();
         self.own.clear();
         self.own.resize(words, 0);
         let floats = self.exchange.ranks() * self.slots() * self.float_piece();
@@ -184,12 +199,15 @@ impl Ranks {
         self.floats[1].resize(floats, 0.0);
         self.folded
             .resize(self.exchange.ranks() * self.float_piece(), 0.0);
+        self.voted.clear();
+        self.sent_bytes = 0;
+        self.seconds = 0.0;
     }
 
     /// Takes the float sums of the micro-batch that the model has just finished, the `index`-th of
     /// this rank, and clears them.
     pub(crate) fn keep(&mut self, model: &mut Model, index: usize, loss: f64) {
-        let start = self.head_words() + index * self.piece_words();
+        let start = HEAD_WORDS + index * self.piece_words();
         let words = start..start + self.piece_words();
         let (slots, piece) = (self.slots(), self.float_piece());
         let mut take = Take {
@@ -202,34 +220,53 @@ impl Ranks {
         model.step_sums(&mut take);
     }
 
-    /// Exchanges everything: afterwards the model's sums, and `losses` of all micro-batches, are
-    /// those of the whole step on every rank.
+    /// Sends the votes that this rank has cast for the rows of others, once a step, when they are
+    /// all cast.
+    pub(crate) fn send_votes(&mut self, weight: &mut Weight) {
+        let (tensor, rows, cols) = (weight.tensor(), weight.rows(), weight.cols());
+        let votes = weight.votes_mut();
+        if votes.is_empty() || self.voted.contains(&tensor) {
+            return;
+        }
+        let started = Instant::now();
+        self.voted.push(tensor);
+        for to in self.others() {
+            let rows = self.own_rows(to, rows);
+            let votes = &mut votes[rows.start * cols..rows.end * cols];
+            let mut message = self.new_message();
+            message.extend_from_slice(&tensor.to_le_bytes());
+            coding::encode(votes, &mut message);
+            votes.fill(0);
+            self.send(to, message);
+        }
+        self.seconds += started.elapsed().as_secs_f64();
+    }
+
+    /// Exchanges votes, float sums and losses: afterwards the model's float sums, and `losses` of
+    /// all micro-batches, are those of the whole step on every rank, and so are the votes of the
+    /// rows that it owns.
     pub(crate) fn combine(
         &mut self,
         model: &mut Model,
         losses: &mut [f64],
         verdict: Verdict,
     ) -> Result<Verdict, ModelError> {
-        self.exchange.meet()?;
+        // A backward pass that was cut short has not sent all; the others wait for them.
+        each_matrix(model, &mut |weight| {
+            self.send_votes(weight);
+            Ok(())
+        })?;
         let started = Instant::now();
-        self.sent_bytes = 0;
+        let arrived = self.receive_votes()?;
         self.own[0] = u32::from(verdict.finite);
         self.own[1] = u32::from(verdict.stop);
-        let mut largest = Largest {
-            votes: &mut self.own[2..2 + self.voting],
-            at: 0,
-        };
-        model.step_sums(&mut largest);
-
-        let ranks = self.exchange.ranks();
-        let words = self.own.len();
-        self.all.resize(ranks * words, 0);
-        let own = bytemuck::cast_slice(&self.own);
-        self.exchange
-            .gather(own, bytemuck::cast_slice_mut(&mut self.all))?;
-        self.sent_bytes += (own.len() * (ranks - 1)) as u64;
-
-        let said: Vec<&[u32]> = self.all.chunks_exact(words).collect();
+        let (own, mut all) = (std::mem::take(&mut self.own), std::mem::take(&mut self.all));
+        all.resize(self.exchange.ranks() * own.len(), 0);
+        self.gather(
+            bytemuck::cast_slice(&own),
+            bytemuck::cast_slice_mut(&mut all),
+        )?;
+        let said: Vec<&[u32]> = all.chunks_exact(own.len()).collect();
         let agreed = Verdict {
             finite: said.iter().all(|rank| rank[0] == 1),
             stop: said.iter().any(|rank| rank[1] == 1),
@@ -237,7 +274,7 @@ impl Ranks {
         if agreed.finite {
             for (rank, said) in said.iter().enumerate() {
                 for (index, micro_batch) in self.part(rank).enumerate() {
-                    let start = self.head_words() + index * self.piece_words();
+                    let start = HEAD_WORDS + index * self.piece_words();
                     let words = said[start..start + self.piece_words()].iter();
                     let mut add = AddDoubles { words };
                     losses[micro_batch] = 0.0;
@@ -245,52 +282,221 @@ impl Ranks {
                     model.step_sums(&mut add);
                 }
             }
-            let largest: Vec<u16> = (0..self.voting)
-                .map(|matrix| said.iter().map(|rank| rank[2 + matrix]).max())
-                .map(|largest| largest.unwrap_or(0) as u16)
-                .collect();
             self.fold_floats()?;
             model.step_sums(&mut SetSingles {
                 folded: self.folded.iter(),
             });
-            let mut votes = SumVotes {
-                exchange: self.exchange.as_mut(),
-                buffers: &mut self.buffers,
-                largest: largest.iter(),
-                sent_bytes: 0,
-                result: Ok(()),
-            };
-            model.step_sums(&mut votes);
-            votes.result?;
-            self.sent_bytes += votes.sent_bytes;
+            self.add_votes(model, &arrived)?;
         }
-        self.seconds = started.elapsed().as_secs_f64();
+        self.spare
+            .extend(arrived.into_iter().map(|(_, message)| message));
+        (self.own, self.all) = (own, all);
+        self.seconds += started.elapsed().as_secs_f64();
         Ok(agreed)
+    }
+
+    /// The votes of the other ranks for this rank's rows, as (rank, message).
+    fn receive_votes(&mut self) -> Result<Vec<(usize, Vec<u8>)>, ModelError> {
+        let mut arrived = Vec::with_capacity(self.sizes.voting * self.exchange.ranks());
+        for from in self.others() {
+            for _ in 0..self.sizes.voting {
+                arrived.push((from, self.exchange.receive(from)?));
+            }
+        }
+        Ok(arrived)
+    }
+
+    fn add_votes(&self, model: &mut Model, arrived: &[(usize, Vec<u8>)]) -> Result<(), ModelError> {
+        each_matrix(model, &mut |weight| {
+            let (tensor, cols) = (weight.tensor().to_le_bytes(), weight.cols());
+            let rows = self.own_rows(self.exchange.rank(), weight.rows());
+            let votes = weight.votes_mut();
+            if votes.is_empty() {
+                return Ok(());
+            }
+            let votes = &mut votes[rows.start * cols..rows.end * cols];
+            let mut voters = 1;
+            for (from, message) in arrived {
+                if let Some(coded) = message.strip_prefix(&tensor) {
+                    coding::add(coded, votes).ok_or(ModelError::RankUnclear(*from))?;
+                    voters += 1;
+                }
+            }
+            if voters == self.exchange.ranks() {
+                Ok(())
+            } else {
+                Err(ModelError::RankUnclear(self.exchange.rank()))
+            }
+        })
     }
 
     /// Folds this rank's piece of the single-precision sums and shares it.
     fn fold_floats(&mut self) -> Result<(), ModelError> {
-        let ranks = self.exchange.ranks();
+        let me = self.exchange.rank();
         let (slots, piece) = (self.slots(), self.float_piece());
-        let [own, received] = &mut self.floats;
-        self.exchange.scatter(
-            bytemuck::cast_slice(own),
-            bytemuck::cast_slice_mut(received),
-        )?;
-        let mut folded = vec![0.0; piece];
-        for rank in 0..ranks {
+        let [own, mut received] = std::mem::take(&mut self.floats);
+        let of = |rank: usize| rank * slots * piece..(rank + 1) * slots * piece;
+        for to in self.others() {
+            let mut message = self.new_message();
+            message.extend_from_slice(bytemuck::cast_slice(&own[of(to)]));
+            self.send(to, message);
+        }
+        received[of(me)].copy_from_slice(&own[of(me)]);
+        for from in self.others() {
+            self.receive_into(from, bytemuck::cast_slice_mut(&mut received[of(from)]))?;
+        }
+        let mut sums = vec![0.0; piece];
+        for rank in 0..self.exchange.ranks() {
             // In the order of the micro-batches, as a single process would.
             for index in 0..self.part(rank).len() {
                 let start = (rank * slots + index) * piece;
-                let sums = &self.floats[1][start..start + piece];
-                for (folded, sum) in folded.iter_mut().zip(sums) {
-                    *folded += sum;
+                for (sum, part) in sums.iter_mut().zip(&received[start..start + piece]) {
+                    *sum += part;
                 }
             }
         }
-        let all = bytemuck::cast_slice_mut(&mut self.folded);
-        self.exchange.gather(bytemuck::cast_slice(&folded), all)?;
-        self.sent_bytes += (4 * piece * (slots + 1) * (ranks - 1)) as u64;
+        let mut folded = std::mem::take(&mut self.folded);
+        self.gather(
+            bytemuck::cast_slice(&sums),
+            bytemuck::cast_slice_mut(&mut folded),
+        )?;
+        self.folded = folded;
+        self.floats = [own, received];
+        Ok(())
+    }
+
+    /// Takes the step: this rank counts the rows that it owns, and learns of the flips of others.
+    pub(crate) fn step(
+        &mut self,
+        model: &mut Model,
+        ctx: &StepContext<'_>,
+        grad_factor: f32,
+    ) -> Result<FlipStats, ModelError> {
+        let mut message = self.new_message();
+        let mut own = Vec::new();
+        each_matrix(model, &mut |weight| {
+            let rows = self.own_rows(self.exchange.rank(), weight.rows());
+            let Some(nibbles) = own_nibbles(weight, rows.clone()) else {
+                return Ok(());
+            };
+            self.before.clear();
+            self.before.extend_from_slice(nibbles);
+            let counted = weight.count(ctx, rows.clone());
+            own.push(counted);
+            message.extend_from_slice(&counted.flips.to_le_bytes());
+            message.extend_from_slice(&counted.sum_votes_sq.to_le_bytes());
+            if let Some(nibbles) = own_nibbles(weight, rows) {
+                flips::encode(&self.before, nibbles, &mut message);
+            }
+            Ok(())
+        })?;
+        self.ballots_known = self.exchange.ranks() == 1;
+
+        let started = Instant::now();
+        for to in self.others() {
+            let mut copy = self.new_message();
+            copy.extend_from_slice(&message);
+            self.send(to, copy);
+        }
+        self.spare.push(message);
+        let mut told = Vec::new();
+        for from in self.others() {
+            told.push((from, self.exchange.receive(from)?));
+        }
+        let mut unread: Vec<(usize, &[u8])> = told
+            .iter()
+            .map(|(from, message)| (*from, message.as_slice()))
+            .collect();
+        let mut own = own.into_iter();
+        let mut total = FlipStats::default();
+        let mut result = Ok(());
+        model.for_each_mut(&mut |param| match param {
+            ParamMut::Vector(vector) => vector.step(ctx, grad_factor),
+            ParamMut::Matrix(weight) => {
+                let mut counted = Counted::default();
+                if weight.quant().is_some() {
+                    counted = own.next().unwrap_or_default();
+                    for (from, unread) in &mut unread {
+                        let rows = self.own_rows(*from, weight.rows());
+                        match learn(weight, rows, unread) {
+                            Some(theirs) => {
+                                counted.flips += theirs.flips;
+                                counted.sum_votes_sq += theirs.sum_votes_sq;
+                            }
+                            None => result = Err(ModelError::RankUnclear(*from)),
+                        }
+                    }
+                }
+                let stats = weight.finish_step(ctx, grad_factor, counted);
+                total.flips += stats.flips;
+                total.weights += stats.weights;
+            }
+        });
+        self.spare
+            .extend(told.into_iter().map(|(_, message)| message));
+        self.seconds += started.elapsed().as_secs_f64();
+        result.map(|()| total)
+    }
+
+    /// Makes the ballots of all rows known to all ranks.
+    pub(crate) fn share_ballots(&mut self, model: &mut Model) -> Result<(), ModelError> {
+        if std::mem::replace(&mut self.ballots_known, true) {
+            return Ok(());
+        }
+        let me = self.exchange.rank();
+        each_matrix(model, &mut |weight| {
+            let (rows, cols) = (weight.rows(), weight.cols());
+            let ballot: &mut [u8] = bytemuck::cast_slice_mut(weight.ballot_mut());
+            if ballot.is_empty() {
+                return Ok(());
+            }
+            let of = |rows: Range<usize>| rows.start * cols..rows.end * cols;
+            for to in self.others() {
+                let mut message = self.new_message();
+                message.extend_from_slice(&ballot[of(self.own_rows(me, rows))]);
+                self.send(to, message);
+            }
+            for from in self.others() {
+                let place = of(self.own_rows(from, rows));
+                self.receive_into(from, &mut ballot[place])?;
+            }
+            Ok(())
+        })
+    }
+
+    fn new_message(&mut self) -> Vec<u8> {
+        let mut message = self.spare.pop().unwrap_or_default();
+        message.clear();
+        message
+    }
+
+    fn send(&mut self, to: usize, message: Vec<u8>) {
+        self.sent_bytes += message.len() as u64;
+        self.exchange.send(to, message);
+    }
+
+    fn receive_into(&mut self, from: usize, to: &mut [u8]) -> Result<(), ModelError> {
+        let message = self.exchange.receive(from)?;
+        if message.len() != to.len() {
+            return Err(ModelError::RankUnclear(from));
+        }
+        to.copy_from_slice(&message);
+        self.spare.push(message);
+        Ok(())
+    }
+
+    /// Piece r of `all`, (ranks, own.len()), becomes what rank r gave.
+    fn gather(&mut self, own: &[u8], all: &mut [u8]) -> Result<(), ModelError> {
+        for to in self.others() {
+            let mut message = self.new_message();
+            message.extend_from_slice(own);
+            self.send(to, message);
+        }
+        let of = |rank: usize| rank * own.len()..(rank + 1) * own.len();
+        all[of(self.exchange.rank())].copy_from_slice(own);
+        for from in self.others() {
+            self.receive_into(from, &mut all[of(from)])?;
+        }
         Ok(())
     }
 
@@ -299,10 +505,9 @@ impl Ranks {
     /// # Errors
     /// [`ModelError::RanksDiffer`] with the ranks that have something else than most.
     pub(crate) fn agree(&mut self, what: &'static str, value: &str) -> Result<(), ModelError> {
-        self.exchange.meet()?;
         let own: [u8; 32] = Sha256::digest(value.as_bytes()).into();
         let mut all = vec![0; own.len() * self.exchange.ranks()];
-        self.exchange.gather(&own, &mut all)?;
+        self.gather(&own, &mut all)?;
         let said: Vec<&[u8]> = all.chunks_exact(own.len()).collect();
         let votes_for = |value: &[u8]| said.iter().filter(|other| **other == value).count();
         // Of equally many, what the lowest rank has counts as right.
@@ -327,16 +532,71 @@ impl Ranks {
 
     /// Ends the work together with all other ranks.
     pub(crate) fn finish(&mut self) -> Result<(), ModelError> {
-        self.exchange.finish()
+        self.gather(&[], &mut [])?;
+        self.exchange.finish();
+        Ok(())
     }
+}
+
+/// Words before those of the micro-batches: finite, stop.
+const HEAD_WORDS: usize = 2;
+
+fn each_matrix(
+    model: &mut Model,
+    each: &mut dyn FnMut(&mut Weight) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
+    let mut result = Ok(());
+    model.for_each_mut(&mut |param| {
+        if let ParamMut::Matrix(weight) = param
+            && result.is_ok()
+        {
+            result = each(weight);
+        }
+    });
+    result
+}
+
+/// The nibbles of `rows`, (rows, row_bytes), of a matrix on a grid.
+fn own_nibbles(weight: &Weight, rows: Range<usize>) -> Option<&[u8]> {
+    let matrix = weight.quant()?;
+    let bytes = matrix.row_bytes();
+    Some(&matrix.nibbles()[rows.start * bytes..rows.end * bytes])
+}
+
+/// Reads what the owner of `rows` says of its count of a matrix, and moves the codes.
+fn learn(weight: &mut Weight, rows: Range<usize>, from: &mut &[u8]) -> Option<Counted> {
+    let mut number = || {
+        let (bytes, rest) = from.split_first_chunk()?;
+        *from = rest;
+        Some(u64::from_le_bytes(*bytes))
+    };
+    let counted = Counted {
+        flips: number()?,
+        sum_votes_sq: number()? as i64,
+    };
+    let matrix = weight.quant_mut()?;
+    let (row_bytes, high_row_bytes) = (matrix.row_bytes(), matrix.high_row_bytes());
+    let (nibbles, high, _) = matrix.planes_mut();
+    let of = |width: usize| rows.start * width..rows.end * width;
+    flips::Planes {
+        nibbles: &mut nibbles[of(row_bytes)],
+        row_bytes,
+        high: high.map(|high| &mut high[of(high_row_bytes)]),
+        high_row_bytes,
+    }
+    .apply(counted.flips, from)?;
+    Some(counted)
 }
 
 /// Counts what there is to exchange.
 #[derive(Default)]
 struct Sizes {
+    /// Float sums of one micro-batch: in single and in double precision.
     singles: usize,
     doubles: usize,
+    /// Matrices that vote, and votes of all of them and of the largest.
     voting: usize,
+    votes: usize,
     most_votes: usize,
 }
 
@@ -347,11 +607,6 @@ impl StepSums for Sizes {
 
     fn f64(&mut self, _sum: &mut f64) {
         self.doubles += 1;
-    }
-
-    fn votes(&mut self, votes: &mut [i16]) {
-        self.voting += 1;
-        self.most_votes = self.most_votes.max(votes.len());
     }
 }
 
@@ -379,8 +634,6 @@ impl<P: Fn(usize) -> usize> StepSums for Take<'_, P> {
             }
         }
     }
-
-    fn votes(&mut self, _votes: &mut [i16]) {}
 }
 
 /// Adds words to the sums in double precision.
@@ -396,8 +649,6 @@ impl StepSums for AddDoubles<'_> {
         let (low, high) = (word(), word());
         *sum += f64::from_bits(high << 32 | low);
     }
-
-    fn votes(&mut self, _votes: &mut [i16]) {}
 }
 
 /// Puts the folded sums in single precision into the model.
@@ -413,132 +664,4 @@ impl StepSums for SetSingles<'_> {
     }
 
     fn f64(&mut self, _sum: &mut f64) {}
-
-    fn votes(&mut self, _votes: &mut [i16]) {}
-}
-
-/// Finds the largest magnitude among the votes of each matrix.
-struct Largest<'a> {
-    votes: &'a mut [u32],
-    at: usize,
-}
-
-impl StepSums for Largest<'_> {
-    fn f32(&mut self, _sums: &mut [f32]) {}
-
-    fn f64(&mut self, _sum: &mut f64) {}
-
-    fn votes(&mut self, votes: &mut [i16]) {
-        self.votes[self.at] = u32::from(packing::largest(votes));
-        self.at += 1;
-    }
-}
-
-#[derive(Default)]
-struct VoteBuffers {
-    own: Vec<u8>,
-    received: Vec<u8>,
-    sums: Vec<i16>,
-}
-
-/// Sums the votes of each matrix over the ranks.
-struct SumVotes<'a> {
-    exchange: &'a mut dyn Exchange,
-    buffers: &'a mut VoteBuffers,
-    /// Largest vote of each matrix on any rank.
-    largest: std::slice::Iter<'a, u16>,
-    sent_bytes: u64,
-    result: Result<(), ModelError>,
-}
-
-impl StepSums for SumVotes<'_> {
-    fn f32(&mut self, _sums: &mut [f32]) {}
-
-    fn f64(&mut self, _sum: &mut f64) {}
-
-    fn votes(&mut self, votes: &mut [i16]) {
-        let largest = self.largest.next().copied().unwrap_or(0);
-        if self.result.is_ok() && largest > 0 {
-            self.result = self.sum(votes, largest);
-        }
-    }
-}
-
-impl SumVotes<'_> {
-    fn sum(&mut self, votes: &mut [i16], largest: u16) -> Result<(), ModelError> {
-        let ranks = self.exchange.ranks();
-        let bits = packing::bits(largest);
-        let most = usize::from(largest) * ranks;
-        let largest_sum = u16::try_from(most)
-            .unwrap_or(i16::MAX as u16)
-            .min(i16::MAX as u16);
-        let sum_bits = packing::bits(largest_sum);
-        // Everyone's votes to everyone, or everyone's votes to the one who sums a piece, and the
-        // sums back: bits a vote that leave a rank, times the ranks.
-        if ranks * bits <= bits + sum_bits {
-            self.gather_votes(votes, largest)
-        } else {
-            self.scatter_votes(votes, largest, largest_sum)
-        }
-    }
-
-    fn gather_votes(&mut self, votes: &mut [i16], largest: u16) -> Result<(), ModelError> {
-        let ranks = self.exchange.ranks();
-        let VoteBuffers { own, received, .. } = &mut *self.buffers;
-        let bytes = packing::bytes(votes.len(), largest);
-        own.resize(bytes, 0);
-        received.resize(ranks * bytes, 0);
-        packing::pack(votes, largest, own);
-        self.exchange.gather(own, received)?;
-        self.sent_bytes += (bytes * (ranks - 1)) as u64;
-        votes.fill(0);
-        for packed in received.chunks_exact(bytes) {
-            packing::add(packed, largest, votes);
-        }
-        Ok(())
-    }
-
-    fn scatter_votes(
-        &mut self,
-        votes: &mut [i16],
-        largest: u16,
-        largest_sum: u16,
-    ) -> Result<(), ModelError> {
-        let ranks = self.exchange.ranks();
-        let VoteBuffers {
-            own,
-            received,
-            sums,
-        } = &mut *self.buffers;
-        let piece = packing::piece(votes.len(), ranks);
-        let bytes = packing::bytes(piece, largest);
-        own.clear();
-        own.resize(ranks * bytes, 0);
-        received.resize(ranks * bytes, 0);
-        for (votes, own) in votes.chunks(piece).zip(own.chunks_exact_mut(bytes)) {
-            packing::pack(votes, largest, own);
-        }
-        self.exchange.scatter(own, received)?;
-        self.sent_bytes += (bytes * (ranks - 1)) as u64;
-
-        let start = (self.exchange.rank() * piece).min(votes.len());
-        let len = piece.min(votes.len() - start);
-        sums.clear();
-        sums.resize(len, 0);
-        for packed in received.chunks_exact(bytes) {
-            packing::add(packed, largest, sums);
-        }
-        let bytes = packing::bytes(piece, largest_sum);
-        own.clear();
-        own.resize(bytes, 0);
-        received.resize(ranks * bytes, 0);
-        packing::pack(sums, largest_sum, own);
-        self.exchange.gather(own, received)?;
-        self.sent_bytes += (bytes * (ranks - 1)) as u64;
-        votes.fill(0);
-        for (votes, packed) in votes.chunks_mut(piece).zip(received.chunks_exact(bytes)) {
-            packing::add(packed, largest_sum, votes);
-        }
-        Ok(())
-    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use primal_kernels::Isa;
-use primal_optim::StepContext;
+use primal_optim::{StepContext, Weight};
 
 use crate::activations::{Activations, PassPlan};
 use crate::checkpoint::{self, Checkpoint, Position};
@@ -442,7 +442,9 @@ impl Trainer {
             finite: true,
             stop: asked,
         };
+        let last_pass = passes.end - 1;
         for (index, pass) in passes.enumerate() {
+            let is_last = pass == last_pass;
             let losses = &mut self.losses[pass * per_pass..(pass + 1) * per_pass];
             for i in 0..sequences {
                 let window = i * context..(i + 1) * context;
@@ -463,9 +465,16 @@ impl Trainer {
             };
             verdict.finite = match &mut self.engine {
                 Some(engine) => engine.forward_backward(&ctx, &pass, losses)?,
-                None => self
-                    .model
-                    .forward_backward(&ctx, &pass, &mut self.acts, losses),
+                None => {
+                    // Votes travel while the pass goes on to the layers before.
+                    let ranks = &mut self.ranks;
+                    let done = &mut |weight: &mut Weight| match ranks {
+                        Some(ranks) if is_last => ranks.send_votes(weight),
+                        _ => {}
+                    };
+                    let acts = &mut self.acts;
+                    self.model.forward_backward(&ctx, &pass, acts, losses, done)
+                }
             };
             if !verdict.finite {
                 break;
@@ -490,9 +499,10 @@ impl Trainer {
             return Ok((Outcome::Skipped, verdict.stop));
         }
         let grad_factor = grad_factor(self.config.optim.grad_clip, norm, ctx.micro_batches);
-        let flips = match &mut self.engine {
-            Some(engine) => engine.step(&ctx, grad_factor)?,
-            None => self.model.step(&ctx, grad_factor),
+        let flips = match (&mut self.engine, &mut self.ranks) {
+            (Some(engine), _) => engine.step(&ctx, grad_factor)?,
+            (None, Some(ranks)) => ranks.step(&mut self.model, &ctx, grad_factor)?,
+            (None, None) => self.model.step(&ctx, grad_factor),
         };
         let made = Outcome::Made {
             loss: self.losses.iter().sum::<f64>() / self.losses.len() as f64,
@@ -526,6 +536,7 @@ impl Trainer {
         if self.ranks.is_none() {
             return Ok(());
         }
+        self.bring_back()?;
         let state = self.state_hash();
         match &mut self.ranks {
             Some(ranks) => ranks.agree("training state", &state),
@@ -566,9 +577,10 @@ impl Trainer {
 
     /// Brings the model up to date with what trains it.
     fn bring_back(&mut self) -> Result<(), ModelError> {
-        match &mut self.engine {
-            Some(engine) => engine.download(&mut self.model),
-            None => Ok(()),
+        match (&mut self.engine, &mut self.ranks) {
+            (Some(engine), _) => engine.download(&mut self.model),
+            (None, Some(ranks)) => ranks.share_ballots(&mut self.model),
+            (None, None) => Ok(()),
         }
     }
 

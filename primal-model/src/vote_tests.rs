@@ -1,26 +1,16 @@
 //! How many votes change when a weight gradient is computed with fewer bits.
 
 use primal_kernels::Isa;
-use primal_optim::{OptimConfig, StepContext, StepSums};
+use primal_optim::{OptimConfig, StepContext};
 
 use crate::activations::{Activations, PassPlan};
 use crate::config::{Compute, Config};
+use crate::layers::ParamMut;
 use crate::model::{Model, Pass};
 use crate::parameters::Parameters;
 
 /// English prose to learn.
 const TEXT: &[u8] = include_bytes!("../../README.md");
-
-/// Collects the votes of a step.
-struct Votes(Vec<i16>);
-
-impl StepSums for Votes {
-    fn f32(&mut self, _: &mut [f32]) {}
-    fn f64(&mut self, _: &mut f64) {}
-    fn votes(&mut self, votes: &mut [i16]) {
-        self.0.extend_from_slice(votes);
-    }
-}
 
 /// A small model that has learned for a while, the same forward pass whatever `compute`.
 struct Learner {
@@ -82,16 +72,20 @@ impl Learner {
         self.model.begin_step(&ctx);
         assert!(
             self.model
-                .forward_backward(&ctx, &pass, &mut acts, &mut [0.0])
+                .forward_backward(&ctx, &pass, &mut acts, &mut [0.0], &mut |_| {})
         );
-        let mut votes = Votes(Vec::new());
-        self.model.step_sums(&mut votes);
+        let mut votes = Vec::new();
+        self.model.for_each_mut(&mut |param| {
+            if let ParamMut::Matrix(weight) = param {
+                votes.extend_from_slice(weight.votes_mut());
+            }
+        });
         if take {
             self.model.step(&ctx, 1.0);
         } else {
             self.model.discard();
         }
-        votes.0
+        votes
     }
 }
 

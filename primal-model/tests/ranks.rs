@@ -181,8 +181,8 @@ fn a_rank_that_dies_or_hangs_is_named() {
     let mut exchanges = InProcess::ranks(3, Duration::from_millis(300)).into_iter();
     let [mut first, mut second, third] = [(); 3].map(|()| exchanges.next().unwrap());
     let (one, two) = std::thread::scope(|scope| {
-        let one = scope.spawn(|| first.meet());
-        let two = scope.spawn(|| second.meet());
+        let one = scope.spawn(|| first.receive(2));
+        let two = scope.spawn(|| second.receive(2));
         (one.join().unwrap(), two.join().unwrap())
     });
     for result in [one, two] {
@@ -196,7 +196,7 @@ fn a_rank_that_dies_or_hangs_is_named() {
     let mut first = exchanges.next().unwrap();
     drop(exchanges);
     let started = Instant::now();
-    let error = first.meet().unwrap_err().to_string();
+    let error = first.receive(1).unwrap_err().to_string();
     assert!(error.contains("rank 1 did not come"), "{error}");
     assert!(started.elapsed() < LONG / 2);
 }

@@ -5,6 +5,8 @@
 //! summed; a weight flips by the sign of the sum with probability clamp(p/|s|, 1e-4, 0.05); every
 //! step starts from nothing.
 
+use std::ops::Range;
+
 use primal_kernels::{VoteRng, count_classic_row};
 use primal_lut::QuantMatrix;
 
@@ -48,12 +50,13 @@ impl Classic {
         }
     }
 
-    /// Flips by the summed votes and clears them. Returns the flips.
+    /// Flips by the summed votes of `rows` and clears them. Returns the flips.
     pub(crate) fn count(
         &mut self,
         ctx: &StepContext<'_>,
         tensor: u16,
         matrix: &mut QuantMatrix,
+        rows: Range<usize>,
     ) -> u64 {
         let (cols, row_bytes, high_row_bytes) =
             (matrix.cols(), matrix.row_bytes(), matrix.high_row_bytes());
@@ -69,13 +72,16 @@ impl Classic {
         let groups = matrix.groups_per_row();
         let (nibbles, high, scales) = matrix.planes_mut();
         let mut high = high.map(|high| high.chunks_exact_mut(high_row_bytes));
-        let rows = nibbles
+        let all = nibbles
             .chunks_exact_mut(row_bytes)
             .zip(self.votes.chunks_exact_mut(cols))
             .zip(scales.chunks_exact(groups));
         let mut flips = 0;
-        for (row, ((nibbles, votes), scales)) in rows.enumerate() {
+        for (row, ((nibbles, votes), scales)) in all.enumerate().take(rows.end) {
             let high = high.as_mut().and_then(Iterator::next);
+            if row < rows.start {
+                continue;
+            }
             let scale = scales.iter().map(|scale| scale.abs()).sum::<f32>() / groups as f32;
             let probability = (base / scale).clamp(1e-4, 0.05);
             let p_q16 = (probability * 65536.0).round() as u32;

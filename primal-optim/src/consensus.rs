@@ -42,7 +42,7 @@ pub(crate) struct Consensus {
     /// (rows, cols) i8, persistent.
     pub(crate) ballot: Vec<i8>,
     /// (rows, cols) i16, the votes of this step; empty when a step is one micro-batch.
-    votes: Vec<i16>,
+    pub(crate) votes: Vec<i16>,
     table: FlipTable,
     /// Vote value q in units of the grid.
     quantum: f32,
@@ -207,22 +207,22 @@ impl Consensus {
         self.rounding_var += rounding_var;
     }
 
-    /// Walks over what the step has summed so far.
+    /// Walks over the float sums of the step so far.
     pub(crate) fn step_sums(&mut self, to: &mut dyn StepSums) {
         to.f32(&mut self.row_sum);
         to.f32(&mut self.col_sum);
         to.f64(&mut self.expected_sq);
         to.f64(&mut self.rounding_var);
-        to.votes(&mut self.votes);
     }
 
-    /// Counts the votes of the step, flips, and updates the statistics. Returns the flips.
+    /// Counts the votes of the step in `rows` and flips.
     pub(crate) fn count(
         &mut self,
         ctx: &StepContext<'_>,
         tensor: u16,
         matrix: &mut QuantMatrix,
-    ) -> u64 {
+        rows: Range<usize>,
+    ) -> Counted {
         let leak = ConsensusStep::new(ctx, self.quantum, 0.0).leak_q24;
         let rng = VoteRng {
             seed: ctx.seed,
@@ -234,26 +234,31 @@ impl Consensus {
         let (cols, row_bytes, high_row_bytes) =
             (matrix.cols(), matrix.row_bytes(), matrix.high_row_bytes());
         let (nibbles, high, _) = matrix.planes_mut();
-        let rows = CountRows {
-            first_row: 0,
-            rows: self.row_mean.len(),
+        let of_width = |width: usize| rows.start * width..rows.end * width;
+        let votes = if self.votes.is_empty() {
+            &mut []
+        } else {
+            &mut self.votes[of_width(cols)]
+        };
+        let tiles = CountRows {
+            first_row: rows.start,
+            rows: rows.len(),
             cols,
             row_bytes,
             high_row_bytes,
-            nibbles,
-            high,
-            ballot: &mut self.ballot,
-            votes: &mut self.votes,
+            nibbles: &mut nibbles[of_width(row_bytes)],
+            high: high.map(|high| &mut high[of_width(high_row_bytes)]),
+            ballot: &mut self.ballot[of_width(cols)],
+            votes,
         };
         let table = &self.table;
-        let counted = for_each_tile(rows, &|tile: CountRows<'_>| {
+        for_each_tile(tiles, &|tile: CountRows<'_>| {
             tile.count(ctx.isa, table, leak, &rng)
-        });
-        self.update_statistics(ctx, counted.sum_votes_sq);
-        counted.flips
+        })
     }
 
-    fn update_statistics(&mut self, ctx: &StepContext<'_>, sum_votes_sq: i64) {
+    /// Updates the statistics after all rows are counted.
+    pub(crate) fn update_statistics(&mut self, ctx: &StepContext<'_>, sum_votes_sq: i64) {
         let decay = ctx.config.stat_decay;
         let m = f32::from(ctx.micro_batches);
         for (mean, sum) in self.row_mean.iter_mut().zip(&self.row_sum) {
@@ -463,10 +468,13 @@ impl SplitRows for VoteRows<'_> {
     }
 }
 
-/// Integer sums of a count; their order does not matter.
-struct Counted {
-    flips: u64,
-    sum_votes_sq: i64,
+/// What a count of some rows of a matrix gave: sums whose order does not matter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Weights that moved.
+    pub flips: u64,
+    /// Sum of the squares of their summed votes, 0 where the rule does not use it.
+    pub sum_votes_sq: i64,
 }
 
 impl std::ops::Add for Counted {

@@ -50,7 +50,7 @@ mod tiles;
 mod weight;
 
 pub use bytes::WeightBytes;
-pub use consensus::{CAST_STREAM, LEAK_STREAM};
+pub use consensus::{CAST_STREAM, Counted, LEAK_STREAM};
 pub use error::OptimError;
 pub use float::{FloatVector, StepContext};
 pub use parts::{ConsensusParts, ConsensusStep, adam_step};

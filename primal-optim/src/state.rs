@@ -21,15 +21,13 @@ pub trait StateVisitor<'a> {
     fn i8(&mut self, name: &str, shape: &[usize], values: &'a [i8]);
 }
 
-/// Receives what a step has summed over its micro-batches so far, in a fixed order. The float sums
-/// have an order, that of the micro-batches, each of which adds to them once; votes have none.
+/// Receives the float sums of a step over its micro-batches so far, in a fixed order. The
+/// micro-batches add to them one after the other, each of them once.
 pub trait StepSums {
     /// Float sums.
     fn f32(&mut self, sums: &mut [f32]);
     /// A float sum in double precision.
     fn f64(&mut self, sum: &mut f64);
-    /// Summed votes of a matrix, (rows, cols).
-    fn votes(&mut self, votes: &mut [i16]);
 }
 
 /// Bytes of a parameter's persistent state, as a checkpoint stores it.

@@ -9,7 +9,7 @@ use primal_lut::{Grid, QuantMatrix, TensorFile};
 use rayon::prelude::*;
 
 use crate::classic::Classic;
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, Counted};
 use crate::float::AdamState;
 use crate::tiles::{TILE_ROWS, for_each_tile};
 pub(crate) use rows::GradientRow;
@@ -361,15 +361,12 @@ impl Weight {
         }
     }
 
-    /// Walks over what the step has summed so far. Steps of one micro-batch sum no votes.
+    /// Walks over the float sums of the step so far.
     pub fn step_sums(&mut self, to: &mut dyn StepSums) {
         match &mut self.learner {
             Learner::Absent => {}
             Learner::Frozen { scales } => to.f32(&mut scales.grad),
-            Learner::Classic { scales, rule } => {
-                to.f32(&mut scales.grad);
-                to.votes(&mut rule.votes);
-            }
+            Learner::Classic { scales, .. } => to.f32(&mut scales.grad),
             Learner::Consensus { scales, rule } => {
                 to.f32(&mut scales.grad);
                 rule.step_sums(to);
@@ -378,26 +375,76 @@ impl Weight {
         }
     }
 
+    /// The votes of the step so far, (rows, cols); empty where none are summed: in a step of one
+    /// micro-batch, and under rules without votes.
+    pub fn votes_mut(&mut self) -> &mut [i16] {
+        match &mut self.learner {
+            Learner::Classic { rule, .. } => &mut rule.votes,
+            Learner::Consensus { rule, .. } => &mut rule.votes,
+            _ => &mut [],
+        }
+    }
+
+    /// The persistent votes (rows × cols); empty under other rules than `consensus`.
+    pub fn ballot_mut(&mut self) -> &mut [i8] {
+        match &mut self.learner {
+            Learner::Consensus { rule, .. } => &mut rule.ballot,
+            _ => &mut [],
+        }
+    }
+
+    /// The matrix on the grid, if it lives there.
+    pub fn quant_mut(&mut self) -> Option<&mut QuantMatrix> {
+        match &mut self.values {
+            Values::Grid(matrix) => Some(matrix),
+            Values::Dense(_) => None,
+        }
+    }
+
     /// Takes the step: counts the votes and flips, moves the float parts. `grad_factor` is
     /// 1 / micro-batches times the clip of the float gradient.
     pub fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) -> FlipStats {
+        let counted = self.count(ctx, 0..self.rows);
+        self.finish_step(ctx, grad_factor, counted)
+    }
+
+    /// The first half of [`Weight::step`] for `rows` alone: counts their votes and flips.
+    pub fn count(&mut self, ctx: &StepContext<'_>, rows: Range<usize>) -> Counted {
+        match (&mut self.values, &mut self.learner) {
+            (Values::Grid(matrix), Learner::Classic { rule, .. }) => Counted {
+                flips: rule.count(ctx, self.tensor, matrix, rows),
+                sum_votes_sq: 0,
+            },
+            (Values::Grid(matrix), Learner::Consensus { rule, .. }) => {
+                rule.count(ctx, self.tensor, matrix, rows)
+            }
+            _ => Counted::default(),
+        }
+    }
+
+    /// The second half of [`Weight::step`]: `counted` of all rows together.
+    pub fn finish_step(
+        &mut self,
+        ctx: &StepContext<'_>,
+        grad_factor: f32,
+        counted: Counted,
+    ) -> FlipStats {
         let config = ctx.config;
         let lr = config.lr * ctx.rate;
         let scale_lr = lr * config.scale_lr_ratio;
         let mut stats = FlipStats {
-            flips: 0,
+            flips: counted.flips,
             weights: (self.rows * self.cols) as u64,
         };
         match (&mut self.values, &mut self.learner) {
-            (Values::Grid(matrix), Learner::Frozen { scales }) => {
-                scales.step(ctx, matrix.scales_mut(), grad_factor, scale_lr, 0.0);
-            }
-            (Values::Grid(matrix), Learner::Classic { scales, rule }) => {
-                stats.flips = rule.count(ctx, self.tensor, matrix);
+            (
+                Values::Grid(matrix),
+                Learner::Frozen { scales } | Learner::Classic { scales, .. },
+            ) => {
                 scales.step(ctx, matrix.scales_mut(), grad_factor, scale_lr, 0.0);
             }
             (Values::Grid(matrix), Learner::Consensus { scales, rule }) => {
-                stats.flips = rule.count(ctx, self.tensor, matrix);
+                rule.update_statistics(ctx, counted.sum_votes_sq);
                 scales.step(ctx, matrix.scales_mut(), grad_factor, scale_lr, 0.0);
             }
             (

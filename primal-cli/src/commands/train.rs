@@ -120,7 +120,7 @@ impl RankSet {
 
     fn exchange(self, config: &Config) -> Option<Box<dyn Exchange>> {
         let timeout = Duration::from_secs(config.train.rank_timeout_s);
-        Some(Box::new(self.0?.watch(timeout)))
+        Some(Box::new(self.0?.with_timeout(timeout)))
     }
 }
 
@@ -130,7 +130,7 @@ fn join_ranks() -> Result<RankSet> {
     if exchange.ranks() > 1 {
         return Ok(RankSet(Some(exchange)));
     }
-    exchange.finish()?;
+    exchange.finish();
     Ok(RankSet(None))
 }
 

@@ -66,19 +66,18 @@ impl Workplace {
     /// `primal train` of the tiny model on the text, into the run folder `run`.
     pub fn train(&self, run: &str, steps: u32) -> Command {
         let mut command = self.primal("train");
-        command.args([
-            "--preset",
-            "shakespeare-char",
-            "--data",
-            "text.txt",
-            "--json",
-        ]);
-        command.args(["--run", run, "--steps", &steps.to_string()]);
-        for assignment in TINY {
-            command.args(["--set", assignment]);
-        }
+        command.args(train_arguments("text.txt", run, steps));
         command
     }
+}
+
+/// What follows `primal train` for the tiny model on the text `data`.
+pub fn train_arguments(data: &str, run: &str, steps: u32) -> Vec<String> {
+    let steps = steps.to_string();
+    let mut arguments = vec!["--preset", "shakespeare-char", "--data", data, "--json"];
+    arguments.extend(["--run", run, "--steps", &steps]);
+    arguments.extend(TINY.iter().flat_map(|assignment| ["--set", assignment]));
+    arguments.into_iter().map(String::from).collect()
 }
 
 /// What a command did, in words for assertions.

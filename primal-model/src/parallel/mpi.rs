@@ -1,36 +1,52 @@
 //! Ranks as processes under `mpirun`, on one machine or many; feature `mpi`.
 //!
-//! Machines must agree on the byte order. A process that dies is noticed by `mpirun`, which ends
-//! the others and names it; one that hangs is named by those that wait for it.
+//! One thread of its own makes all calls of the library, so that messages travel while the others
+//! compute. Machines must agree on the byte order. A process that dies is noticed by `mpirun`,
+//! which ends the others and names it; one that hangs is named by those that wait for it. Whoever
+//! waits tells the others so: then they do not take it for the one that hangs.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::environment::Universe;
+use mpi::point_to_point::MatchedReceiveVec;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
 
 use super::Exchange;
+use super::mailbox::Mailbox;
 use crate::error::ModelError;
 
-/// Tag of the messages by which ranks say that they are here.
-const HERE: i32 = 13;
+/// Pause between two looks for messages: while this rank computes, and while it waits for one.
+const PAUSE: Duration = Duration::from_millis(1);
+const SHORT_PAUSE: Duration = Duration::from_micros(20);
 
-/// Pause between two looks for them.
-const PAUSE: Duration = Duration::from_micros(100);
+/// Tags: a message of the exchange, and a word that its sender waits for another rank.
+const MESSAGE: i32 = 1;
+const WAITING: i32 = 2;
 
 /// This process among those of `mpirun`.
 pub struct MpiExchange {
-    /// Taken when all ranks end together. A rank that fails leaves MPI running on purpose: its exit
-    /// code makes `mpirun` end the others, which wait for it.
-    universe: Option<Universe>,
+    rank: usize,
+    ranks: usize,
     timeout: Duration,
-    /// Meetings that each rank came to.
-    came: Vec<u64>,
-    meetings: u64,
-    /// When a collective operation began that is still going on.
-    busy_since: Arc<Mutex<Option<Instant>>>,
+    mailbox: Arc<Mailbox>,
+    orders: Sender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread is asked to do.
+enum Order {
+    Send(usize, Vec<u8>),
+    /// Look for messages more often: one is waited for.
+    Hurry,
+    /// Tell the others of a wait as often as this.
+    TellEvery(Duration),
+    /// End together with all other ranks.
+    Finish,
 }
 
 impl MpiExchange {
@@ -39,119 +55,171 @@ impl MpiExchange {
     /// # Errors
     /// [`ModelError::Mpi`] when the library cannot be used.
     pub fn start() -> Result<Self, ModelError> {
-        let (universe, threading) = mpi::initialize_with_threading(Threading::Serialized)
-            .ok_or_else(|| ModelError::Mpi("it was started already".to_string()))?;
-        if threading < Threading::Serialized {
-            return Err(ModelError::Mpi(
-                "this MPI library cannot be called from threads".to_string(),
-            ));
-        }
-        let ranks = universe.world().size() as usize;
+        let (orders, to_do) = channel();
+        let (tell, told) = channel();
+        let thread =
+            std::thread::spawn(
+                move || match mpi::initialize_with_threading(Threading::Funneled) {
+                    Some((universe, threading)) if threading >= Threading::Funneled => {
+                        let world = universe.world();
+                        let mailbox = Arc::new(Mailbox::new(world.size() as usize));
+                        if tell.send(Ok((world.rank(), Arc::clone(&mailbox)))).is_ok() {
+                            serve(universe, &to_do, &mailbox);
+                        }
+                    }
+                    Some(_) => drop(tell.send(Err("this library cannot be called from a thread"))),
+                    None => drop(tell.send(Err("it was started already"))),
+                },
+            );
+        let started = told.recv().unwrap_or(Err("its thread ended"));
+        let (rank, mailbox) = started.map_err(|why| ModelError::Mpi(why.to_string()))?;
         Ok(MpiExchange {
-            universe: Some(universe),
+            rank: rank as usize,
+            ranks: mailbox.ranks(),
             timeout: Duration::from_secs(300),
-            came: vec![0; ranks],
-            meetings: 0,
-            busy_since: Arc::default(),
+            mailbox,
+            orders,
+            thread: Some(thread),
         })
     }
 
-    /// Sets how long the others are waited for, and begins to watch over this rank's exchanges.
-    pub fn watch(mut self, timeout: Duration) -> Self {
+    /// Sets how long the others are waited for.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
-        let busy_since = Arc::clone(&self.busy_since);
-        let rank = self.rank();
-        std::thread::spawn(move || {
-            loop {
-                std::thread::sleep(Duration::from_millis(500));
-                let since = *busy_since.lock().unwrap_or_else(PoisonError::into_inner);
-                if since.is_some_and(|since| since.elapsed() > timeout) {
-                    // The calling thread is inside the library and cannot return an error.
-                    tracing::error!(
-                        "rank {rank} waited {} s in an exchange: another rank stopped in the middle",
-                        timeout.as_secs()
-                    );
-                    SimpleCommunicator::world().abort(1);
-                }
-            }
-        });
+        self.order(Order::TellEvery(timeout / 4));
         self
     }
 
-    fn busy(&self, since: Option<Instant>) {
-        *self
-            .busy_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = since;
+    fn order(&self, order: Order) {
+        // Without its thread, a process waits for an answer and names who does not give it.
+        let _ = self.orders.send(order);
     }
 }
 
-impl Drop for MpiExchange {
-    fn drop(&mut self) {
-        // Finalising waits for all ranks, and those of a failed run never come.
-        std::mem::forget(self.universe.take());
+/// Sends and receives until all ranks end.
+fn serve(universe: Universe, to_do: &Receiver<Order>, mailbox: &Mailbox) {
+    let mut courier = Courier {
+        world: SimpleCommunicator::world(),
+        to_do,
+        mailbox,
+        tell_every: Duration::MAX,
+        told: Instant::now(),
+        end: None,
+    };
+    while courier.end.is_none() {
+        courier.turn(match mailbox.awaited_since() {
+            Some(_) => SHORT_PAUSE,
+            None => PAUSE,
+        });
+    }
+    if courier.end == Some(End::Alone) {
+        // Finalising waits for all ranks, and those of a failed run never come: its exit code
+        // makes `mpirun` end the others, which wait for it.
+        std::mem::forget(universe);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// With all ranks.
+    Together,
+    /// The run failed.
+    Alone,
+}
+
+struct Courier<'a> {
+    world: SimpleCommunicator,
+    to_do: &'a Receiver<Order>,
+    mailbox: &'a Mailbox,
+    tell_every: Duration,
+    /// When the others were last told of a wait.
+    told: Instant,
+    end: Option<End>,
+}
+
+impl Courier<'_> {
+    /// Follows an order if one comes within `pause`, and looks for messages.
+    fn turn(&mut self, pause: Duration) {
+        if self.end.is_some() {
+            std::thread::sleep(pause);
+            self.attend();
+            return;
+        }
+        match self.to_do.recv_timeout(pause) {
+            Ok(Order::Send(to, message)) => self.send(to, &message),
+            Ok(Order::TellEvery(time)) => self.tell_every = time,
+            Ok(Order::Hurry) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(Order::Finish) => self.end = Some(End::Together),
+            Err(RecvTimeoutError::Disconnected) => self.end = Some(End::Alone),
+        }
+        self.attend();
+    }
+
+    /// Sends, and while the message is on its way follows other orders: a rank that does not take
+    /// its messages must not keep those of the others waiting.
+    fn send(&mut self, to: usize, message: &[u8]) {
+        mpi::request::scope(|scope| {
+            let to = self.world.process_at_rank(to as i32);
+            let mut sending = to.immediate_send_with_tag(scope, message, MESSAGE);
+            while let Err(unfinished) = sending.test() {
+                sending = unfinished;
+                self.turn(SHORT_PAUSE);
+            }
+        });
+    }
+
+    /// Puts what has come into the mailbox, and tells the others of a long wait.
+    fn attend(&mut self) {
+        while let Some(found) = self.world.any_process().immediate_matched_probe() {
+            let (message, status) = found.matched_receive_vec::<u8>();
+            let from = status.source_rank() as usize;
+            if status.tag() == WAITING {
+                self.mailbox.note_wait(from);
+            } else {
+                self.mailbox.put(from, message);
+            }
+        }
+        let waits = self.mailbox.awaited_since();
+        if waits.is_some_and(|since| since.max(self.told).elapsed() > self.tell_every) {
+            self.told = Instant::now();
+            let me = self.world.rank();
+            for rank in (0..self.world.size()).filter(|rank| *rank != me) {
+                // So small that it needs no receiver to be sent.
+                let word: [u8; 0] = [];
+                self.world
+                    .process_at_rank(rank)
+                    .send_with_tag(&word[..], WAITING);
+            }
+        }
     }
 }
 
 impl Exchange for MpiExchange {
     fn rank(&self) -> usize {
-        SimpleCommunicator::world().rank() as usize
+        self.rank
     }
 
     fn ranks(&self) -> usize {
-        self.came.len()
+        self.ranks
     }
 
-    fn meet(&mut self) -> Result<(), ModelError> {
-        let world = SimpleCommunicator::world();
-        let me = self.rank();
-        self.meetings += 1;
-        for rank in (0..self.ranks()).filter(|rank| *rank != me) {
-            // So small that it needs no receiver to be sent.
-            world
-                .process_at_rank(rank as i32)
-                .send_with_tag(&self.meetings, HERE);
+    fn send(&mut self, to: usize, message: Vec<u8>) {
+        self.order(Order::Send(to, message));
+    }
+
+    fn receive(&mut self, from: usize) -> Result<Vec<u8>, ModelError> {
+        if let Some(message) = self.mailbox.find(from) {
+            return Ok(message);
         }
-        self.came[me] = self.meetings;
-        let started = Instant::now();
-        loop {
-            while let Some(status) = world.any_process().immediate_probe_with_tag(HERE) {
-                let source = status.source_rank();
-                let (_, _) = world.process_at_rank(source).receive_with_tag::<u64>(HERE);
-                self.came[source as usize] += 1;
-            }
-            let late = |rank: &usize| self.came[*rank] < self.meetings;
-            let missing: Vec<usize> = (0..self.ranks()).filter(late).collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
-            if started.elapsed() > self.timeout {
-                return Err(ModelError::RanksLost {
-                    ranks: missing,
-                    seconds: started.elapsed().as_secs(),
-                });
-            }
-            std::thread::sleep(PAUSE);
+        self.order(Order::Hurry);
+        self.mailbox.take(from, self.timeout)
+    }
+
+    fn finish(&mut self) {
+        self.order(Order::Finish);
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has nothing more to finish.
+            let _ = thread.join();
         }
-    }
-
-    fn gather(&mut self, own: &[u8], all: &mut [u8]) -> Result<(), ModelError> {
-        self.busy(Some(Instant::now()));
-        SimpleCommunicator::world().all_gather_into(own, all);
-        self.busy(None);
-        Ok(())
-    }
-
-    fn scatter(&mut self, own: &[u8], received: &mut [u8]) -> Result<(), ModelError> {
-        self.busy(Some(Instant::now()));
-        SimpleCommunicator::world().all_to_all_into(own, received);
-        self.busy(None);
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<(), ModelError> {
-        self.meet()?;
-        drop(self.universe.take());
-        Ok(())
     }
 }
