@@ -4,11 +4,13 @@ use crate::grid::Grid;
 
 /// Candidates: from four times to 1/32 of the scale that maps the largest weight to the largest
 /// value, in eighths of an octave. Gaussian weights end near that scale, a lone outlier below it.
-const STEPS: std::ops::RangeInclusive<i32> = -16..=40;
+const CANDIDATES: usize = 57;
+const FIRST_OCTAVE: f32 = 2.0;
 const STEPS_PER_OCTAVE: f32 = 8.0;
 
 /// The scale that minimises Σ (w − scale · grid\[nearest(w / scale)\])² over a scan of candidates,
-/// each of them improved to the least-squares scale of its codes. Weights: a row or a group.
+/// the best of which is improved to the least-squares scale of its codes. Weights: a row or a
+/// group.
 ///
 /// Weights that are not finite are left out; 1.0 if no weight is left that is not zero.
 pub fn fit_scale(grid: &Grid, weights: &[f32]) -> f32 {
@@ -24,24 +26,29 @@ pub fn fit_scale_weighted(grid: &Grid, weights: &[f32], importance: &[f32]) -> f
     fit(grid, weights, |index| importance[index])
 }
 
-fn fit(grid: &Grid, weights: &[f32], importance: impl Fn(usize) -> f32) -> f32 {
-    let known = weights
-        .iter()
-        .enumerate()
-        .filter(|(_, weight)| weight.is_finite());
-    // The grid is symmetric: sizes are enough.
-    let (sizes, importance): (Vec<f32>, Vec<f32>) = known
-        .map(|(index, weight)| (weight.abs(), importance(index)))
-        .unzip();
+fn fit(grid: &Grid, weights: &[f32], importance: impl Fn(usize) -> f32 + Copy) -> f32 {
     let top = grid.values()[grid.len() - 1];
-    let widest = sizes.iter().copied().fold(0.0, f32::max) / top;
-    let scan = STEPS.map(|step| widest * (-step as f32 / STEPS_PER_OCTAVE).exp2());
+    // The grid is symmetric: sizes are enough.
+    let sizes = || weights.iter().map(|weight| weight.abs());
+    let largest = sizes().filter(|size| size.is_finite()).fold(0.0, f32::max);
+    let widest = largest / top;
+    // What underflows has no scale that is told from zero.
+    if widest < f32::MIN_POSITIVE {
+        return 1.0;
+    }
+    let steps = Steps::new(grid);
+    let known = || {
+        let all = sizes().enumerate();
+        let finite = all.filter(|(_, size)| size.is_finite());
+        finite.map(|(index, size)| (size, importance(index)))
+    };
+    let scanned = steps.scan(known(), widest);
     // Weights that are on the grid already find their scale exactly.
     let positive = &grid.values()[grid.len() / 2 + 1..];
     let exact = positive.iter().map(|value| widest * (top / value));
-    let steps = Steps::new(grid);
-    scan.chain(exact)
-        .map(|candidate| steps.fit(&sizes, &importance, candidate))
+    exact
+        .chain(scanned)
+        .map(|candidate| steps.fit(known(), candidate))
         .filter(|fit| fit.scale.is_finite() && fit.scale > 0.0)
         .max_by(|a, b| a.explained.total_cmp(&b.explained))
         .map_or(1.0, |fit| fit.scale)
@@ -56,73 +63,95 @@ struct Fit {
     explained: f64,
 }
 
-/// The positive half of a grid as steps: the value nearest to a size is the sum of the gaps whose
-/// midpoints lie below it. Eight or sixteen of them, the unused ones out of reach, so that the
-/// compiler unrolls and vectorises the sum.
-struct Steps {
-    midpoints: [f32; MAX_STEPS],
-    gaps: [f32; MAX_STEPS],
-    is_short: bool,
-}
-
-const MAX_STEPS: usize = 16;
-const SHORT_STEPS: usize = 8;
-/// Sizes whose products are summed in f32 before they go to f64.
-const CHUNK: usize = 64;
-
-impl Steps {
-    fn new(grid: &Grid) -> Steps {
-        let (mut midpoints, mut gaps) = ([f32::INFINITY; MAX_STEPS], [0.0; MAX_STEPS]);
-        let half = &grid.values()[grid.len() / 2..];
-        for ((midpoint, gap), pair) in midpoints.iter_mut().zip(&mut gaps).zip(half.windows(2)) {
-            *midpoint = pair[0] + (pair[1] - pair[0]) / 2.0;
-            *gap = pair[1] - pair[0];
-        }
-        Steps {
-            midpoints,
-            gaps,
-            is_short: half.len() <= SHORT_STEPS + 1,
-        }
-    }
-
-    fn fit(&self, sizes: &[f32], importance: &[f32], candidate: f32) -> Fit {
-        if self.is_short {
-            self.fit_n::<SHORT_STEPS>(sizes, importance, candidate)
-        } else {
-            self.fit_n::<MAX_STEPS>(sizes, importance, candidate)
-        }
-    }
-
-    fn fit_n<const N: usize>(&self, sizes: &[f32], importance: &[f32], candidate: f32) -> Fit {
-        const LANES: usize = 8;
-        let inverse = 1.0 / candidate;
-        let (mut dot, mut value_sq) = (0.0, 0.0);
-        for (sizes, importance) in sizes.chunks(CHUNK).zip(importance.chunks(CHUNK)) {
-            let (mut dots, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
-            for (sizes, importance) in sizes.chunks(LANES).zip(importance.chunks(LANES)) {
-                let (mut size, mut weight) = ([0.0f32; LANES], [0.0f32; LANES]);
-                size[..sizes.len()].copy_from_slice(sizes);
-                weight[..sizes.len()].copy_from_slice(importance);
-                let mut value = [0.0f32; LANES];
-                for step in 0..N {
-                    for lane in 0..LANES {
-                        let reached = size[lane] * inverse > self.midpoints[step];
-                        value[lane] += if reached { self.gaps[step] } else { 0.0 };
-                    }
-                }
-                for lane in 0..LANES {
-                    let weighted = weight[lane] * value[lane];
-                    dots[lane] += size[lane] * weighted;
-                    squares[lane] += value[lane] * weighted;
-                }
-            }
-            dot += dots.iter().map(|&sum| f64::from(sum)).sum::<f64>();
-            value_sq += squares.iter().map(|&sum| f64::from(sum)).sum::<f64>();
-        }
+impl Fit {
+    fn new(dot: f64, value_sq: f64) -> Fit {
         Fit {
             scale: (dot / value_sq) as f32,
             explained: dot * dot / value_sq,
         }
+    }
+}
+
+/// The positive half of a grid as steps: the value nearest to a size is the sum of the gaps whose
+/// midpoints lie below it.
+struct Steps {
+    steps: Vec<Step>,
+}
+
+struct Step {
+    midpoint: f32,
+    gap: f32,
+    /// By how much the square of the value grows.
+    square: f32,
+    /// log2 of the midpoint, in steps of the scan.
+    place: f32,
+}
+
+impl Steps {
+    fn new(grid: &Grid) -> Steps {
+        let half = &grid.values()[grid.len() / 2..];
+        let step = |pair: &[f32]| {
+            let midpoint = pair[0] + (pair[1] - pair[0]) / 2.0;
+            Step {
+                midpoint,
+                gap: pair[1] - pair[0],
+                square: pair[1] * pair[1] - pair[0] * pair[0],
+                place: STEPS_PER_OCTAVE * midpoint.log2(),
+            }
+        };
+        Steps {
+            steps: half.windows(2).map(step).collect(),
+        }
+    }
+
+    /// The best candidate of the scan. As the candidates fall, a size passes one midpoint after
+    /// the other; what that adds to the sums is entered where it happens, and running sums over
+    /// the candidates are then those of [`Steps::fit`], but for rounding at the borders.
+    fn scan(&self, known: impl Iterator<Item = (f32, f32)>, widest: f32) -> Option<f32> {
+        let (mut dots, mut squares) = ([0.0f64; CANDIDATES], [0.0f64; CANDIDATES]);
+        let origin = STEPS_PER_OCTAVE * (FIRST_OCTAVE + widest.log2()) + 1.0;
+        for (size, importance) in known {
+            let from = origin - STEPS_PER_OCTAVE * size.log2();
+            for step in &self.steps {
+                // Saturates: below zero is passed by all, a size of zero passes nothing.
+                let Some(index) = Some((from + step.place) as usize).filter(|&i| i < CANDIDATES)
+                else {
+                    break;
+                };
+                dots[index] += f64::from(importance * size * step.gap);
+                squares[index] += f64::from(importance * step.square);
+            }
+        }
+        let (mut dot, mut value_sq) = (0.0, 0.0);
+        let running = dots.iter().zip(&squares).map(|(more, square)| {
+            (dot, value_sq) = (dot + more, value_sq + square);
+            Fit::new(dot, value_sq).explained
+        });
+        let best = running
+            .enumerate()
+            .filter(|(_, explained)| explained.is_finite())
+            .max_by(|a, b| a.1.total_cmp(&b.1));
+        best.map(|(step, _)| widest * (FIRST_OCTAVE - step as f32 / STEPS_PER_OCTAVE).exp2())
+    }
+
+    fn fit(&self, known: impl Iterator<Item = (f32, f32)>, candidate: f32) -> Fit {
+        let inverse = 1.0 / candidate;
+        let (mut dot, mut value_sq) = (0.0, 0.0);
+        for (size, importance) in known {
+            let scaled = size * inverse;
+            let gap = |step: &Step| {
+                if scaled > step.midpoint {
+                    step.gap
+                } else {
+                    0.0
+                }
+            };
+            let value: f32 = self.steps.iter().map(gap).sum();
+            let weighted = f64::from(importance * value);
+            dot += f64::from(size) * weighted;
+            value_sq += f64::from(value) * weighted;
+        }
+        Fit::new(dot, value_sq)
     }
 }
 
