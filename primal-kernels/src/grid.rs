@@ -104,6 +104,30 @@ pub(crate) fn dot_lanes<L: Lanes>(lanes: L, a: &[f32], b: &[f32]) -> f32 {
     lanes.sum(sum)
 }
 
+/// y += factor · x.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add_scaled(isa: Isa, factor: f32, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "as many sums as summands");
+    dispatch!(isa, add_scaled_lanes(factor, x, y));
+}
+
+#[inline(always)]
+fn add_scaled_lanes<L: Lanes>(lanes: L, factor: f32, x: &[f32], y: &mut [f32]) {
+    let factor = lanes.splat(factor);
+    let (x, x_tail) = x.as_chunks::<LANES>();
+    let (y, y_tail) = y.as_chunks_mut::<LANES>();
+    for (x, y) in x.iter().zip(y) {
+        let sum = lanes.mul_then_add(factor, lanes.load(x), lanes.load(y));
+        lanes.store(sum, y);
+    }
+    if !x_tail.is_empty() {
+        let (x, y) = (lanes.load_tail(x_tail), lanes.load_tail(y_tail));
+        lanes.store_tail(lanes.mul_then_add(factor, x, y), y_tail);
+    }
+}
+
 /// The packed codes of one row.
 #[derive(Clone, Copy)]
 struct RowCodes<'a> {

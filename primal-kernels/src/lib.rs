@@ -83,7 +83,7 @@ pub use conv::{Conv1d, conv1d_weight_gradient};
 pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;
-pub use grid::{decode_row, decode_values, dot, matvec};
+pub use grid::{add_scaled, decode_row, decode_values, dot, matvec};
 pub use huge::{HugeArena, HugeBytes};
 pub use int8::{
     INT8_MAX_COLS, Int8Grid, Int8Rows, PackedWeights, QuantisedRows, int8_matmul_nn,

@@ -28,6 +28,15 @@ pub(crate) struct Block<W = Weight> {
     pub(crate) down: Linear<W>,
 }
 
+/// Each half of a block adds second(f(first(norm(x)))) to the residual stream x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// qkv and attention_out.
+    Attention,
+    /// up and down.
+    FeedForward,
+}
+
 /// How tokens of a pass see each other.
 #[derive(Clone, Copy)]
 pub(crate) struct Attention<'a> {
@@ -266,57 +275,104 @@ impl Block {
     ) {
         let n = pieces.rows();
         let width = x.len() / n;
-        let normed = &mut ws.normed[..n * width];
-        let qkv = &mut kept.qkv[..n * self.qkv.weight.rows()];
-        let mixed = &mut kept.attention[..n * self.attention_out.weight.cols()];
-        let lse = &mut kept.lse[..n * attention.shape.heads];
+        self.mix(isa, pieces, attention, x, kept, ws);
+        let mixed = &kept.attention[..n * self.attention_out.weight.cols()];
         let middle = &mut kept.middle[..n * width];
-        let up = &mut kept.up[..n * self.up.weight.rows()];
-        let hidden = &mut ws.hidden[..n * self.down.weight.cols()];
-
-        self.norm1.forward(isa, x, normed, &mut kept.norm1);
-        self.qkv
-            .forward(isa, pieces, normed, qkv, false, &mut ws.linear);
-        attention.forward(isa, qkv, mixed, lse);
         middle.copy_from_slice(x);
         self.attention_out
             .forward(isa, pieces, mixed, middle, true, &mut ws.linear);
 
-        self.norm2.forward(isa, middle, normed, &mut kept.norm2);
-        self.up
-            .forward(isa, pieces, normed, up, false, &mut ws.linear);
+        let up = &mut kept.up[..n * self.up.weight.rows()];
+        self.raise(isa, pieces, middle, up, &mut kept.norm2, ws);
         let Some(y) = y else {
             return;
         };
+        let hidden = &mut ws.hidden[..n * self.down.weight.cols()];
         activate(isa, self.feed_forward, up, self.down.weight.cols(), hidden);
         y.copy_from_slice(middle);
         self.down
             .forward(isa, pieces, hidden, y, true, &mut ws.linear);
     }
 
-    /// Hands over what entered qkv, attention_out, up and down (numbered in this order) in the
-    /// forward pass of `x` (n, C) that left `kept` as it is.
-    pub(crate) fn matrix_inputs(
+    /// Queries, keys and values of `x` (n, C), and what attention makes of them.
+    fn mix(
         &self,
         isa: Isa,
-        n: usize,
+        pieces: Pieces,
+        attention: &Attention<'_>,
         x: &[f32],
         kept: &mut BlockActivations,
         ws: &mut Workspace,
-        to: &mut dyn FnMut(usize, &[f32]),
     ) {
-        let width = x.len() / n;
-        let normed = &mut ws.normed[..n * width];
-        let hidden = &mut ws.hidden[..n * self.down.weight.cols()];
+        let n = pieces.rows();
+        let normed = &mut ws.normed[..x.len()];
+        let qkv = &mut kept.qkv[..n * self.qkv.weight.rows()];
+        let mixed = &mut kept.attention[..n * self.attention_out.weight.cols()];
+        let lse = &mut kept.lse[..n * attention.shape.heads];
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
-        to(0, normed);
-        to(1, &kept.attention[..n * self.attention_out.weight.cols()]);
-        let middle = &kept.middle[..n * width];
-        self.norm2.forward(isa, middle, normed, &mut kept.norm2);
-        to(2, normed);
-        let up = &kept.up[..n * self.up.weight.rows()];
-        activate(isa, self.feed_forward, up, self.down.weight.cols(), hidden);
-        to(3, hidden);
+        self.qkv
+            .forward(isa, pieces, normed, qkv, false, &mut ws.linear);
+        attention.forward(isa, qkv, mixed, lse);
+    }
+
+    /// `up` (n, U) of the middle of the block (n, C).
+    fn raise(
+        &self,
+        isa: Isa,
+        pieces: Pieces,
+        middle: &[f32],
+        up: &mut [f32],
+        stats: &mut NormStats,
+        ws: &mut Workspace,
+    ) {
+        let normed = &mut ws.normed[..middle.len()];
+        self.norm2.forward(isa, middle, normed, stats);
+        self.up
+            .forward(isa, pieces, normed, up, false, &mut ws.linear);
+    }
+
+    /// What enters the second matrix of a half, for the residual stream `x` (n, C) before it.
+    pub(crate) fn second_input<'b>(
+        &self,
+        isa: Isa,
+        half: Half,
+        pieces: Pieces,
+        attention: &Attention<'_>,
+        x: &[f32],
+        kept: &'b mut BlockActivations,
+        ws: &'b mut Workspace,
+    ) -> &'b [f32] {
+        let n = pieces.rows();
+        match half {
+            Half::Attention => {
+                self.mix(isa, pieces, attention, x, kept, ws);
+                &kept.attention[..n * self.attention_out.weight.cols()]
+            }
+            Half::FeedForward => {
+                let up = &mut kept.up[..n * self.up.weight.rows()];
+                self.raise(isa, pieces, x, up, &mut kept.norm2, ws);
+                let ff_width = self.down.weight.cols();
+                let hidden = &mut ws.hidden[..n * ff_width];
+                activate(isa, self.feed_forward, up, ff_width, hidden);
+                hidden
+            }
+        }
+    }
+
+    /// The norm that a half begins with.
+    pub(crate) fn norm(&self, half: Half) -> &Norm {
+        match half {
+            Half::Attention => &self.norm1,
+            Half::FeedForward => &self.norm2,
+        }
+    }
+
+    /// The matrix that a half ends with.
+    pub(crate) fn second(&self, half: Half) -> &Linear {
+        match half {
+            Half::Attention => &self.attention_out,
+            Half::FeedForward => &self.down,
+        }
     }
 
     /// Turns `dx` (n, C) from the gradient of the block's output into that of its input `x`,

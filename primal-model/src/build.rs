@@ -33,19 +33,6 @@ pub(crate) trait Source<W = Weight> {
     /// The vector `name` of `len` elements; a fresh one holds `initial` everywhere.
     fn vector(&mut self, name: String, len: usize, initial: f32)
     -> Result<FloatVector, ModelError>;
-
-    /// Hears of each part as it is complete, in the order of the forward pass.
-    fn built(&mut self, _part: Built<'_, W>) -> Result<(), ModelError> {
-        Ok(())
-    }
-}
-
-/// A part of a model that is complete.
-pub(crate) enum Built<'a, W = Weight> {
-    /// The embeddings of tokens and, where they are learned, of positions.
-    Embeddings(&'a W, Option<&'a W>),
-    /// A block and its number.
-    Block(usize, &'a Block<W>),
 }
 
 /// The model that `config` describes, its parameters taken from `source` in the order of the
@@ -74,12 +61,9 @@ pub(crate) fn build<W>(
         .learned_positions()
         .then(|| embedding("pos_embedding", shape.context))
         .transpose()?;
-    source.built(Built::Embeddings(&tok_embedding, pos_embedding.as_ref()))?;
     let mut blocks = Vec::with_capacity(shape.n_layer);
     for layer in 0..shape.n_layer {
-        let block = block(config, &shape, layer, source, &grid)?;
-        source.built(Built::Block(layer, &block))?;
-        blocks.push(block);
+        blocks.push(block(config, &shape, layer, source, &grid)?);
     }
     let head = (!shape.tie_head)
         .then(|| source.matrix("head", (shape.vocab, c), m.init_std, &grid, FloatPart::Head))

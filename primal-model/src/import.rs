@@ -6,22 +6,21 @@
 //! through the quantised block: later blocks are calibrated on what they will really see. That
 //! takes the residual stream of the calibration tokens and one float block besides.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use primal_kernels::{Isa, add, fill_rows};
+use primal_kernels::{Isa, add, add_scaled, fill_rows, scale, sum_squares};
 use primal_lut::Grid;
 use primal_optim::{FloatVector, Weight};
 use serde::Serialize;
 
-use crate::block::{Attention, Block, BlockActivations, Workspace};
-use crate::build::{self, Built, Source};
+use crate::block::{Attention, Block, BlockActivations, Half, Workspace};
+use crate::build::{self, Source};
 use crate::checkpoint::{Checkpoint, Position};
 use crate::config::{Compute, Config, FloatPart};
 use crate::error::ModelError;
 use crate::foreign::ForeignModel;
 use crate::layers::{Norm, NormStats, Pieces};
-use crate::quantise::{Factors, InputMoments, Inputs, Rounding, TensorReport, quantise};
+use crate::quantise::{Compensation, Factors, Inputs, Products, Rounding, TensorReport, quantise};
 use crate::rope::Rope;
 use crate::shape::ModelShape;
 use crate::tokenizer::Tokenizer;
@@ -99,7 +98,7 @@ pub fn import(
         foreign: &mut foreign,
         config: &config,
         calibration,
-        inputs: HashMap::new(),
+        pair: None,
         tensors: Vec::new(),
         on_tensor,
     };
@@ -146,22 +145,23 @@ fn calibration(
     }
     let sequences = (tokens.len() / time).min((options.calibration_tokens / time).max(1));
     tokens.truncate(sequences * time);
-    let per_pass = (PASS_TOKENS / time).clamp(1, sequences);
+    let pass_rows = (PASS_TOKENS / time).clamp(1, sequences) * time;
+    let stream = vec![0.0; tokens.len() * shape.width];
     Ok(Some(Calibration {
         isa,
         rounding,
         shape: *shape,
         rope: Rope::new(&config.model, shape),
         time,
-        stream: vec![0.0; tokens.len() * shape.width],
+        exact: stream.clone(),
+        rounded: stream,
         tokens,
-        kept: BlockActivations::new(per_pass * time, shape),
-        workspace: Workspace::new(per_pass * time, shape, Compute::Float, false, false),
-        pass_rows: per_pass * time,
+        pass_rows,
+        buffers: [(); 2].map(|()| PassBuffers::new(pass_rows, shape)),
     }))
 }
 
-/// The calibration tokens on their way through the model.
+/// The calibration tokens on their way through the model, as it was and as it is rounded.
 struct Calibration {
     isa: Isa,
     rounding: Rounding,
@@ -171,113 +171,189 @@ struct Calibration {
     time: usize,
     /// (sequences, time).
     tokens: Vec<u32>,
-    /// (sequences · time, C), the residual stream before the next block.
-    stream: Vec<f32>,
+    /// (sequences · time, C), the residual stream before the next half of a block, in float.
+    exact: Vec<f32>,
+    /// The same of the rounded model.
+    rounded: Vec<f32>,
+    /// Rows of a stream that run through a block at once.
+    pass_rows: usize,
+    /// Of the exact stream and of the rounded one.
+    buffers: [PassBuffers; 2],
+}
+
+/// What a pass through half a block needs.
+struct PassBuffers {
+    /// (rows, C).
+    normed: Vec<f32>,
+    stats: NormStats,
+    /// (rows, widest input of a matrix).
+    inputs: Vec<f32>,
     kept: BlockActivations,
     workspace: Workspace,
-    /// Rows of the stream that run through a block at once.
-    pass_rows: usize,
+}
+
+impl PassBuffers {
+    fn new(rows: usize, shape: &ModelShape) -> PassBuffers {
+        let widest = shape.block_matrices().iter().fold(0, |w, m| w.max(m.1));
+        PassBuffers {
+            normed: vec![0.0; rows * shape.width],
+            stats: NormStats::new(rows),
+            inputs: vec![0.0; rows * widest],
+            kept: BlockActivations::new(rows, shape),
+            workspace: Workspace::new(rows, shape, Compute::Float, false, false),
+        }
+    }
+}
+
+/// A block at hand: as it was, and with the matrices that are rounded already.
+struct Pair {
+    exact: Block,
+    rounded: Block,
 }
 
 /// What enters a matrix, in the form that the rounding takes.
 enum Known {
-    Moments(InputMoments),
-    Factors(Factors),
+    Moments(Products),
+    Compensate(Compensation),
 }
 
 impl Known {
-    fn new(moments: InputMoments, rounding: Rounding) -> Result<Known, ModelError> {
-        Ok(match rounding {
-            Rounding::Nearest => Known::Moments(moments),
-            Rounding::Compensated => Known::Factors(moments.factors()?),
-        })
-    }
-
     fn inputs(&self) -> Inputs<'_> {
         match self {
             Known::Moments(moments) => Inputs::Moments(moments),
-            Known::Factors(factors) => Inputs::Factors(factors),
+            Known::Compensate(compensation) => Inputs::Compensate(compensation),
         }
     }
 }
 
 impl Calibration {
-    /// The stream of the embedded tokens.
-    fn embed(&mut self, tokens: &Weight, positions: Option<&Weight>) {
+    /// Adds the rows of `table` (…, C) that the tokens, or their places, look up to a stream.
+    fn embed(&mut self, table: &Weight, of_places: bool, exact: bool) {
         let c = self.shape.width;
-        let mut place = vec![0.0; c];
-        for (index, row) in self.stream.chunks_exact_mut(c).enumerate() {
-            let token = self.tokens[index] as usize;
-            fill_rows(self.isa, tokens, token..token + 1, row);
-            if let Some(positions) = positions {
-                let at = index % self.time;
-                fill_rows(self.isa, positions, at..at + 1, &mut place);
-                add(self.isa, &place, row);
+        let stream = if exact {
+            &mut self.exact
+        } else {
+            &mut self.rounded
+        };
+        let mut found = vec![0.0; c];
+        for (index, row) in stream.chunks_exact_mut(c).enumerate() {
+            let place = match of_places {
+                true => index % self.time,
+                false => self.tokens[index] as usize,
+            };
+            fill_rows(self.isa, table, place..place + 1, &mut found);
+            add(self.isa, &found, row);
+        }
+    }
+
+    /// What is known of the first matrix behind a norm.
+    fn first(&mut self, norm: &Norm) -> Result<Known, ModelError> {
+        let c = self.shape.width;
+        let (mut moments, mut shift) = (Products::new(c, c), Products::new(c, c));
+        let pass = self.pass_rows * c;
+        for (exact, rounded) in self.exact.chunks(pass).zip(self.rounded.chunks(pass)) {
+            let [e, r] = &mut self.buffers;
+            let (x, y) = (&mut e.normed[..exact.len()], &mut r.normed[..exact.len()]);
+            norm.forward(self.isa, exact, x, &mut e.stats);
+            norm.forward(self.isa, rounded, y, &mut r.stats);
+            moments.add(y, y);
+            if self.rounding == Rounding::Compensated {
+                add_scaled(self.isa, -1.0, y, x);
+                shift.add(x, y);
+            }
+        }
+        self.known(moments, shift, None)
+    }
+
+    /// What is known of the second matrix of a half. Errors count relative to the stream that they
+    /// are added to, which the next norm scales.
+    fn second(&mut self, pair: &Pair, half: Half) -> Result<Known, ModelError> {
+        let (isa, c) = (self.isa, self.shape.width);
+        let k = pair.exact.second(half).weight.cols();
+        let (mut moments, mut shift) = (Products::new(k, k), Products::new(k, k));
+        let mut outputs = Products::new(c, k);
+        let pass_len = self.pass_rows * c;
+        let streams = self
+            .exact
+            .chunks(pass_len)
+            .zip(self.rounded.chunks(pass_len));
+        for (exact, rounded) in streams {
+            let rows = exact.len() / c;
+            let (pieces, attention) = pass(&self.shape, self.rope.as_ref(), self.time, exact.len());
+            let [e, r] = &mut self.buffers;
+            for (block, stream, to) in [(&pair.exact, exact, &mut *e), (&pair.rounded, rounded, r)]
+            {
+                let (kept, workspace) = (&mut to.kept, &mut to.workspace);
+                let inputs =
+                    block.second_input(isa, half, pieces, &attention, stream, kept, workspace);
+                to.inputs[..inputs.len()].copy_from_slice(inputs);
+            }
+            let (x, y) = (&mut e.inputs[..rows * k], &mut r.inputs[..rows * k]);
+            let (sum, difference) = (&mut e.normed[..rows * c], &mut r.normed[..rows * c]);
+            sum.copy_from_slice(exact);
+            let second = pair.exact.second(half);
+            second.forward(isa, pieces, x, sum, true, &mut e.workspace.linear);
+            difference.copy_from_slice(exact);
+            add_scaled(isa, -1.0, rounded, difference);
+            add_scaled(isa, -1.0, y, x);
+            for (row, sum) in sum.chunks_exact(c).enumerate() {
+                let weight = 1.0 / root_mean_square(isa, sum);
+                scale(isa, &mut x[row * k..][..k], weight);
+                scale(isa, &mut y[row * k..][..k], weight);
+                scale(isa, &mut difference[row * c..][..c], weight);
+            }
+            moments.add(y, y);
+            if self.rounding == Rounding::Compensated {
+                shift.add(x, y);
+                outputs.add(difference, y);
+            }
+        }
+        self.known(moments, shift, Some(outputs))
+    }
+
+    fn known(
+        &self,
+        moments: Products,
+        inputs: Products,
+        outputs: Option<Products>,
+    ) -> Result<Known, ModelError> {
+        Ok(match self.rounding {
+            Rounding::Nearest => Known::Moments(moments),
+            Rounding::Compensated => Known::Compensate(Compensation {
+                factors: Factors::new(moments)?,
+                inputs: Some(inputs),
+                outputs,
+            }),
+        })
+    }
+
+    /// Runs both streams through half a block.
+    fn advance(&mut self, pair: &Pair, half: Half) {
+        let (isa, pass_len) = (self.isa, self.pass_rows * self.shape.width);
+        let streams = [
+            (&pair.exact, &mut self.exact),
+            (&pair.rounded, &mut self.rounded),
+        ];
+        for ((block, stream), buffers) in streams.into_iter().zip(&mut self.buffers) {
+            for stream in stream.chunks_mut(pass_len) {
+                let (pieces, attention) =
+                    pass(&self.shape, self.rope.as_ref(), self.time, stream.len());
+                let (kept, workspace) = (&mut buffers.kept, &mut buffers.workspace);
+                let inputs =
+                    block.second_input(isa, half, pieces, &attention, stream, kept, workspace);
+                let inputs_kept = &mut buffers.inputs[..inputs.len()];
+                inputs_kept.copy_from_slice(inputs);
+                let linear = &mut buffers.workspace.linear;
+                let second = block.second(half);
+                second.forward(isa, pieces, inputs_kept, stream, true, linear);
             }
         }
     }
+}
 
-    /// What enters qkv, attention_out, up and down of `block` on the stream as it stands.
-    fn moments(&mut self, block: &Block) -> [InputMoments; 4] {
-        let mut moments = self
-            .shape
-            .block_matrices()
-            .map(|(_, cols)| InputMoments::new(cols));
-        let (isa, width) = (self.isa, self.shape.width);
-        self.for_each_pass(block, |stream, _, kept, workspace| {
-            let rows = stream.len() / width;
-            block.matrix_inputs(isa, rows, stream, kept, workspace, &mut |which, x| {
-                moments[which].add(x);
-            });
-        });
-        moments
-    }
-
-    /// Runs the stream through a block.
-    fn advance(&mut self, block: &Block) {
-        self.for_each_pass(block, |stream, out, _, _| stream.copy_from_slice(out));
-    }
-
-    /// Runs `block` over the stream, a pass at a time. `each` gets a pass of the stream, what the
-    /// block made of it, and the buffers as the block left them.
-    fn for_each_pass(
-        &mut self,
-        block: &Block,
-        mut each: impl FnMut(&mut [f32], &[f32], &mut BlockActivations, &mut Workspace),
-    ) {
-        let pass_len = self.pass_rows * self.shape.width;
-        let mut out = vec![0.0; pass_len];
-        for stream in self.stream.chunks_mut(pass_len) {
-            let out = &mut out[..stream.len()];
-            let (pieces, attention) =
-                pass(&self.shape, self.rope.as_ref(), self.time, stream.len());
-            let (kept, workspace) = (&mut self.kept, &mut self.workspace);
-            block.forward(
-                self.isa,
-                pieces,
-                &attention,
-                stream,
-                kept,
-                Some(&mut *out),
-                workspace,
-            );
-            each(stream, out, kept, workspace);
-        }
-    }
-
-    /// What enters the head.
-    fn head_moments(&self, norm: &Norm) -> InputMoments {
-        let mut moments = InputMoments::new(self.shape.width);
-        let pass = self.pass_rows * self.shape.width;
-        let mut normed = vec![0.0; pass];
-        let mut stats = NormStats::new(self.pass_rows);
-        for stream in self.stream.chunks(pass) {
-            let normed = &mut normed[..stream.len()];
-            norm.forward(self.isa, stream, normed, &mut stats);
-            moments.add(normed);
-        }
-        moments
-    }
+fn root_mean_square(isa: Isa, x: &[f32]) -> f32 {
+    let mean = sum_squares(isa, x) / x.len() as f64;
+    (mean as f32).max(f32::MIN_POSITIVE).sqrt()
 }
 
 /// A pass over `len` elements of the stream.
@@ -309,39 +385,80 @@ struct Importer<'a> {
     foreign: &'a mut ForeignModel,
     config: &'a Config,
     calibration: Option<Calibration>,
-    /// By the name of the matrix, for the block at hand.
-    inputs: HashMap<String, Known>,
+    /// The block at hand.
+    pair: Option<Pair>,
     tensors: Vec<TensorReport>,
     on_tensor: &'a mut dyn FnMut(&TensorReport),
 }
 
 impl Importer<'_> {
-    /// Calibrates the matrices of the next block, or the head behind the last one.
-    fn prepare(&mut self, layer: usize) -> Result<(), ModelError> {
-        self.inputs.clear();
+    /// What is known of the inputs of the matrix `name`, the next one in the order of the model.
+    fn known(&mut self, name: &str) -> Result<Option<Known>, ModelError> {
         let shape = *self.foreign.shape();
-        let m = &self.config.model;
         let Some(calibration) = &mut self.calibration else {
-            return Ok(());
+            return Ok(None);
         };
         let mut floats = Floats(self.foreign);
-        if layer < shape.n_layer {
-            let grid = &Grid::prime();
-            let block = build::block(self.config, &shape, layer, &mut floats, grid)?;
-            let names = ["qkv", "attention_out", "up", "down"];
-            for (name, moments) in names.into_iter().zip(calibration.moments(&block)) {
-                let known = Known::new(moments, calibration.rounding)?;
-                self.inputs.insert(format!("blocks.{layer}.{name}"), known);
-            }
-        } else if !shape.tie_head && !m.is_float(FloatPart::Head) {
-            let norm = Norm::new(m, "norm", &mut |name, len, initial| {
+        if name == "head" {
+            let norm = Norm::new(&self.config.model, "norm", &mut |name, len, initial| {
                 floats.vector(name, len, initial)
             })?;
-            let known = Known::new(calibration.head_moments(&norm), calibration.rounding)?;
-            self.inputs.insert("head".to_owned(), known);
+            return calibration.first(&norm).map(Some);
         }
-        Ok(())
+        let Some((layer, part)) = block_matrix(name) else {
+            return Ok(None);
+        };
+        if part == "qkv" {
+            let block = build::block(self.config, &shape, layer, &mut floats, &Grid::prime())?;
+            self.pair = Some(Pair {
+                rounded: block.clone(),
+                exact: block,
+            });
+        }
+        let Some(pair) = &self.pair else {
+            return Ok(None);
+        };
+        let known = match part {
+            "qkv" => calibration.first(pair.exact.norm(Half::Attention)),
+            "attention_out" => calibration.second(pair, Half::Attention),
+            "up" => calibration.first(pair.exact.norm(Half::FeedForward)),
+            _ => calibration.second(pair, Half::FeedForward),
+        };
+        known.map(Some)
     }
+
+    /// Hears of a matrix as it is kept, before the next one.
+    fn made(&mut self, name: &str, weight: &Weight) {
+        let Some(calibration) = &mut self.calibration else {
+            return;
+        };
+        match name {
+            "tok_embedding" => return calibration.embed(weight, false, false),
+            "pos_embedding" => return calibration.embed(weight, true, false),
+            _ => {}
+        }
+        let (Some(pair), Some((_, part))) = (&mut self.pair, block_matrix(name)) else {
+            return;
+        };
+        let place = match part {
+            "qkv" => &mut pair.rounded.qkv,
+            "attention_out" => &mut pair.rounded.attention_out,
+            "up" => &mut pair.rounded.up,
+            _ => &mut pair.rounded.down,
+        };
+        place.weight = weight.clone();
+        match part {
+            "attention_out" => calibration.advance(pair, Half::Attention),
+            "down" => calibration.advance(pair, Half::FeedForward),
+            _ => {}
+        }
+    }
+}
+
+/// The layer and the part of a matrix `blocks.LAYER.PART`.
+fn block_matrix(name: &str) -> Option<(usize, &str)> {
+    let (layer, part) = name.strip_prefix("blocks.")?.split_once('.')?;
+    Some((layer.parse().ok()?, part))
 }
 
 impl Source for Importer<'_> {
@@ -354,17 +471,25 @@ impl Source for Importer<'_> {
         part: FloatPart,
     ) -> Result<Weight, ModelError> {
         let values = self.foreign.parameter(name, rows, Some(cols))?;
-        if self.config.model.is_float(part) {
-            return Ok(Weight::from_dense(name, rows, cols, values));
+        let known = self.known(name)?;
+        let is_embedding = part == FloatPart::Embeddings;
+        if let (true, Some(calibration)) = (is_embedding, &mut self.calibration) {
+            let table = Weight::from_dense(name, rows, cols, values.clone());
+            calibration.embed(&table, name == "pos_embedding", true);
         }
-        let known = self.inputs.remove(name);
-        let inputs = known.as_ref().map_or(Inputs::Unknown, Known::inputs);
-        let group = self.config.model.group;
-        let (matrix, report) =
-            quantise(self.isa, name, (rows, cols), &values, grid, group, inputs)?;
-        (self.on_tensor)(&report);
-        self.tensors.push(report);
-        Ok(Weight::from_quant(name, matrix))
+        let weight = if self.config.model.is_float(part) {
+            Weight::from_dense(name, rows, cols, values)
+        } else {
+            let inputs = known.as_ref().map_or(Inputs::Unknown, Known::inputs);
+            let group = self.config.model.group;
+            let (matrix, report) =
+                quantise(self.isa, name, (rows, cols), &values, grid, group, inputs)?;
+            (self.on_tensor)(&report);
+            self.tensors.push(report);
+            Weight::from_quant(name, matrix)
+        };
+        self.made(name, &weight);
+        Ok(weight)
     }
 
     fn vector(
@@ -375,22 +500,6 @@ impl Source for Importer<'_> {
     ) -> Result<FloatVector, ModelError> {
         let values = self.foreign.parameter(&name, len, None)?;
         Ok(FloatVector::new(name, values).without_training())
-    }
-
-    fn built(&mut self, part: Built<'_>) -> Result<(), ModelError> {
-        let Some(calibration) = &mut self.calibration else {
-            return Ok(());
-        };
-        match part {
-            Built::Embeddings(tokens, positions) => {
-                calibration.embed(tokens, positions);
-                self.prepare(0)
-            }
-            Built::Block(layer, block) => {
-                calibration.advance(block);
-                self.prepare(layer + 1)
-            }
-        }
     }
 }
 

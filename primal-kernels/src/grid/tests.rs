@@ -171,3 +171,16 @@ fn short_planes_are_refused() {
         &mut [0.0; 5],
     );
 }
+
+#[test]
+fn adding_a_multiple_equals_a_plain_loop() {
+    for len in LENGTHS {
+        let (x, y) = (noise(len, 1), noise(len, 2));
+        let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| 0.3 * x + y).collect();
+        for isa in Isa::available() {
+            let mut found = y.clone();
+            add_scaled(isa, 0.3, &x, &mut found);
+            assert_eq!(found, want, "{}, {len}", isa.name());
+        }
+    }
+}
