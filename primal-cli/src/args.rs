@@ -597,7 +597,7 @@ pub struct VocoderTrainArgs {
     #[arg(long, value_name = "DIR", default_value = "runs/vocoder", value_hint = ValueHint::DirPath)]
     pub run: PathBuf,
     /// Go on where the run stopped, with the options that it began with.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["from", "preset", "config", "steps", "batch", "segment", "rate", "warmup", "mel_weight", "stft_weight", "adversarial_from", "discriminator_width", "held_out", "seed"])]
     pub resume: bool,
     /// Start from the weights of this folder; its shape is taken too.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["preset", "config"], value_hint = ValueHint::DirPath)]

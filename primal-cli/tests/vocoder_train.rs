@@ -89,6 +89,11 @@ fn a_run_leaves_a_vocoder_and_goes_on() {
     );
 
     refused(&mut train(&place, &FRESH), 2, &["holds a run", "--resume"]);
+    refused(
+        &mut train(&place, &["--resume", "--steps", "9"]),
+        2,
+        &["cannot be used with"],
+    );
     // A finished run has nothing left to do; a lost row is not missed.
     let again = train(&place, &["--resume"]).output().unwrap();
     assert!(

@@ -400,3 +400,15 @@ fn the_mel_spectrogram_equals_pytorch() {
         .fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
     assert!(worst <= TOLERANCE, "{worst}");
 }
+
+#[test]
+fn the_shipped_vocoder_opens() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../voices/vocoder-rms");
+    let generator = Generator::open(&folder).unwrap();
+    let samples = generator
+        .generate(Isa::best(), &mel_input(generator.config(), 8), 8)
+        .unwrap();
+    assert_eq!(samples.len(), 8 * 256);
+    assert!(samples.iter().all(|sample| sample.is_finite()));
+    assert!(samples.iter().any(|sample| sample.abs() > 1e-3));
+}
