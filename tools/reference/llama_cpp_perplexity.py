@@ -4,7 +4,7 @@
   pip install llama-cpp-python gguf numpy
   python llama_cpp_perplexity.py make SOURCE.gguf --out DIR [--types Q4_0 ..]     requantises SOURCE
   python llama_cpp_perplexity.py score FILE.gguf --text TEXT --window 512 --tokens 10240
-  python llama_cpp_perplexity.py greedy FILE.gguf --prompt TEXT -n 64             token ids, one JSON list
+  python llama_cpp_perplexity.py greedy FILE.gguf --prompt TEXT -n 64             token ids up to the end of the text, one JSON list
 `score` counts what `primal eval --window W --tokens N` counts: windows of W tokens apart, spread over the text, no
 start token, every prediction in them; one JSON line.
 """
@@ -110,6 +110,8 @@ def greedy(args):
         row = model.logits(tokens, place, False)[0]
         place += len(tokens)
         tokens = [int(row.argmax())]
+        if llama_cpp.llama_vocab_is_eog(model.vocab, tokens[0]):
+            break
         written += tokens
     print(json.dumps(written))
 
