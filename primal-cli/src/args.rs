@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
-use primal_model::config::{Backend, FloatPart, KvCacheKind, PRESETS};
+use primal_model::config::{Backend, Compute, FloatPart, KvCacheKind, PRESETS};
 use primal_optim::Rule;
 
 /// Grids that come with the program.
@@ -237,6 +237,9 @@ pub struct EvalArgs {
     /// holds it [default: the window].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub stride: Option<usize>,
+    /// How matrices on the grid are multiplied [default: as in the model's training].
+    #[arg(long, value_parser = compute_parser())]
+    pub compute: Option<Compute>,
     /// Also measure the KL divergence from this model, checkpoint or run folder.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub reference: Option<PathBuf>,
@@ -689,6 +692,13 @@ fn group(text: &str) -> Result<usize, String> {
         "row" => Ok(0),
         _ => at_least_one(text).map_err(|error| format!("neither 'row' nor a number: {error}")),
     }
+}
+
+fn compute_parser() -> impl TypedValueParser<Value = Compute> {
+    PossibleValuesParser::new(["int8", "float"]).map(|name| match name.as_str() {
+        "float" => Compute::Float,
+        _ => Compute::Int8,
+    })
 }
 
 fn kv_cache_parser() -> impl TypedValueParser<Value = KvCacheKind> {

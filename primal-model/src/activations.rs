@@ -17,7 +17,7 @@ use primal_kernels::{Bf16Panels, CrossEntropyScratch, Isa, VOCAB_TILE};
 use primal_optim::{StepContext, Weight};
 
 use crate::block::{Attention, Block, BlockActivations, Workspace};
-use crate::config::{Compute, Config, Rule};
+use crate::config::{Compute, Config};
 use crate::layers::{Norm, NormStats, Pieces};
 use crate::shape::ModelShape;
 use crate::train::Poison;
@@ -51,10 +51,7 @@ impl PassPlan {
             sequences: train.batch / train.micro_batches.max(1) * pieces,
             pieces,
             recompute: Some(train.recompute),
-            compute: match config.optim.rule {
-                Rule::Adamw => Compute::Float,
-                _ => train.compute,
-            },
+            compute: config.resolved_compute(),
         }
     }
 

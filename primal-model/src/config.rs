@@ -264,8 +264,6 @@ impl Config {
                 config.train.steps = 2000;
                 config.train.batch = 12;
                 config.train.micro_batches = 1;
-                // As the golden gradients, `primal eval` and the GPU compute; int8 is faster.
-                config.train.compute = Compute::Float;
                 config.train.eval_every = 500;
                 config.train.save_every = 500;
             }
@@ -312,6 +310,14 @@ impl Config {
         }
         config.train.run = PathBuf::from("runs").join(name);
         Ok(config)
+    }
+
+    /// How products are computed: as `train.compute` says, but rule `adamw` has no integers.
+    pub fn resolved_compute(&self) -> Compute {
+        match self.optim.rule {
+            Rule::Adamw => Compute::Float,
+            _ => self.train.compute,
+        }
     }
 
     /// Reads TOML over the defaults. Ranges are checked by [`Config::validate`].

@@ -114,28 +114,30 @@ impl Windows {
     }
 }
 
-/// Measures `model` on the windows of `tokens`. Allocates its own buffers.
+/// Measures `model` on the windows of `tokens`, its matrices on the grid multiplied as `compute`
+/// says. Allocates its own buffers.
 ///
 /// # Errors
 /// [`ModelError::Eval`] for a loss that is not finite and for a text of nothing that counts.
 pub fn evaluate(
     model: &Model,
     isa: Isa,
+    compute: Compute,
     tokens: &TokenStream,
     windows: &Windows,
 ) -> Result<EvalLoss, ModelError> {
-    let mut acts = buffers(model, windows);
+    let mut acts = buffers(model, compute, windows);
     evaluate_with(model, isa, tokens, windows, &mut acts)
 }
 
 /// Buffers for some windows at once.
-fn buffers(model: &Model, windows: &Windows) -> Activations {
+fn buffers(model: &Model, compute: Compute, windows: &Windows) -> Activations {
     let shape = ModelShape {
         context: windows.time,
         ..*model.shape()
     };
     let sequences = (PASS_TOKENS / windows.time).clamp(1, windows.starts.len().max(1));
-    Activations::new(&shape, &PassPlan::for_inference(sequences, Compute::Float))
+    Activations::new(&shape, &PassPlan::for_inference(sequences, compute))
 }
 
 /// [`evaluate`] by whatever computes the sum of the losses of a pass of up to `rows` tokens.
@@ -172,7 +174,8 @@ pub(crate) fn evaluate_with(
     losses.result(tokens)
 }
 
-/// [`evaluate`], and the divergence from `reference`, which knows the same tokens.
+/// [`evaluate`], and the divergence from `reference`, which knows the same tokens and is computed
+/// in float.
 ///
 /// # Errors
 /// Those of [`evaluate`]; [`ModelError::Eval`] for another vocabulary.
@@ -180,6 +183,7 @@ pub fn compare(
     model: &Model,
     reference: &Model,
     isa: Isa,
+    compute: Compute,
     tokens: &TokenStream,
     windows: &Windows,
 ) -> Result<(EvalLoss, Divergence), ModelError> {
@@ -189,7 +193,8 @@ pub fn compare(
         let reason = format!("the reference has {other} tokens, the model {vocab}");
         return Err(ModelError::Eval(reason));
     }
-    let (mut acts, mut reference_acts) = (buffers(model, windows), buffers(reference, windows));
+    let mut acts = buffers(model, compute, windows);
+    let mut reference_acts = buffers(reference, Compute::Float, windows);
     let (mut losses, mut total) = (Losses::default(), Divergence::default());
     let n = acts.losses().len();
     let mut tiles = Tiles::new(n, vocab);

@@ -30,7 +30,6 @@ fn steady_steps_allocate_nothing() {
                 "model.n_layer=2",
                 "model.context=32",
                 "train.batch=4",
-                "train.compute=int8",
             ] {
                 config.set(change).unwrap();
             }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use primal_kernels::{CacheKind, Isa};
 use primal_lut::Grid;
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::{Config, FloatPart};
+use primal_model::config::{Compute, Config, FloatPart};
 use primal_model::data::{Documents, TokenStream};
 use primal_model::eval::{Windows, evaluate};
 use primal_model::export::{ExportFormat, export};
@@ -340,7 +340,8 @@ fn imported_models_learn_by_votes() {
         let documents = Documents::read(&[text.to_path_buf()], "text").unwrap();
         let tokens = TokenStream::encode(&documents, &tokenizer).unwrap();
         let windows = Windows::new(tokens.len(), 16, 16, usize::MAX).unwrap();
-        evaluate(&base.load_model().unwrap(), Isa::best(), &tokens, &windows)
+        let model = base.load_model().unwrap();
+        evaluate(&model, Isa::best(), Compute::Int8, &tokens, &windows)
             .unwrap()
             .loss
     };

@@ -34,7 +34,6 @@ fn config(folder: &Path, run: &str, changes: &[&str]) -> Config {
         "train.save_every=0",
         "train.eval_tokens=256",
         "optim.warmup_steps=4",
-        "train.compute=int8",
     ];
     for change in tiny.iter().chain(changes) {
         config.set(change).unwrap();

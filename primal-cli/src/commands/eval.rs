@@ -41,15 +41,15 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     let stride = args.stride.unwrap_or(window).min(window);
     let most = args.tokens.unwrap_or(usize::MAX);
     let windows = Windows::new(tokens.len(), window, stride, most)?;
+    let (model, isa) = (&loaded.model, loaded.isa);
+    let compute = args
+        .compute
+        .unwrap_or_else(|| loaded.checkpoint.config.resolved_compute());
     let (loss, divergence) = match &args.reference {
-        None => (
-            evaluate(&loaded.model, loaded.isa, &tokens, &windows)?,
-            None,
-        ),
+        None => (evaluate(model, isa, compute, &tokens, &windows)?, None),
         Some(path) => {
             let reference = Checkpoint::open(path)?.load_model()?;
-            let isa = loaded.isa;
-            let (loss, divergence) = compare(&loaded.model, &reference, isa, &tokens, &windows)?;
+            let (loss, divergence) = compare(model, &reference, isa, compute, &tokens, &windows)?;
             (loss, Some(divergence))
         }
     };
