@@ -267,7 +267,8 @@ impl Config {
                 config.train.eval_every = 500;
                 config.train.save_every = 500;
             }
-            "small" => {}
+            // The rate that a wide model bears is lower: docs/log.md, 2026-11-25.
+            "small" => config.optim.eta = 0.01,
             // The original project's headline run: 500 steps of 32,768 tokens.
             "ghost-0.1b" => {
                 config.model.context = 512;
@@ -283,6 +284,7 @@ impl Config {
                 config.train.eval_every = 100;
                 config.train.save_every = 100;
                 config.train.recompute = 1;
+                config.optim.eta = 0.006;
             }
             // The shape that small Llama models share; bytes stand in until a tokenizer is named.
             "llama-1.1b" => {
