@@ -611,34 +611,34 @@ pub struct VocoderTrainArgs {
     /// Generator's shape with HiFi-GAN's keys, TOML or JSON.
     #[arg(long, value_name = "FILE", conflicts_with = "preset", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
-    /// Steps in all; the rate falls over them [10000].
+    /// Steps in all; the rate falls over them [default: 10000].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: Option<u64>,
-    /// Segments of a step [8].
+    /// Segments of a step [default: 8].
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
-    /// Samples of a segment, whole frames [8192].
+    /// Samples of a segment, whole frames [default: 8192].
     #[arg(long, value_name = "N")]
     pub segment: Option<usize>,
-    /// Learning rate [0.0002].
+    /// Learning rate [default: 0.0002].
     #[arg(long, value_name = "F")]
     pub rate: Option<f32>,
-    /// Steps over which the rate rises [100].
+    /// Steps over which the rate rises [default: 100].
     #[arg(long, value_name = "N")]
     pub warmup: Option<u64>,
-    /// Weight of the mel loss [45].
+    /// Weight of the mel loss [default: 45].
     #[arg(long, value_name = "F")]
     pub mel_weight: Option<f32>,
-    /// Weight of the multi-resolution STFT loss [1].
+    /// Weight of the multi-resolution STFT loss [default: 1].
     #[arg(long, value_name = "F")]
     pub stft_weight: Option<f32>,
     /// First step with discriminators and feature matching; without it there are none.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub adversarial_from: Option<u64>,
-    /// Channels of the discriminators' widest layers, a power of two; official: 1024 [128].
+    /// Channels of the discriminators' widest layers, a power of two; official: 1024 [default: 128].
     #[arg(long, value_name = "N")]
     pub discriminator_width: Option<usize>,
-    /// Sounds that are held out for evaluation [16].
+    /// Sounds that are held out for evaluation [default: 16].
     #[arg(long, value_name = "N")]
     pub held_out: Option<usize>,
     /// Steps between evaluations.
