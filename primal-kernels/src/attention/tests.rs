@@ -281,7 +281,8 @@ fn cached(isa: Isa, kind: CacheKind, shape: &AttentionShape, qkv: &[f32], step: 
 
 #[test]
 fn a_cache_gives_the_formula_and_the_same_bits_for_any_step() {
-    for shape in SHAPES {
+    // What comes later is not in a cache yet.
+    for shape in SHAPES.into_iter().filter(|shape| shape.causal) {
         let shape = AttentionShape { batch: 1, ..shape };
         let (qkv, _) = inputs(&shape);
         for kind in [CacheKind::F32, CacheKind::F16, CacheKind::Int8] {
