@@ -105,7 +105,7 @@ impl Default for OptimConfig {
     fn default() -> Self {
         OptimConfig {
             rule: Rule::Consensus,
-            eta: 0.02,
+            eta: 0.01,
             tau: 1000.0,
             vote_clip: 3.0,
             stat_decay: 0.95,

@@ -104,6 +104,7 @@ impl Default for VoiceConfig {
             model: VoiceModelConfig::default(),
             train: VoiceTrainConfig::default(),
             optim: OptimConfig {
+                eta: 0.02,
                 weight_decay: 0.01,
                 ..OptimConfig::default()
             },
