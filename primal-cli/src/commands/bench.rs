@@ -210,7 +210,7 @@ impl Subject {
         }
         let name = args.preset.as_deref().unwrap_or("small");
         let mut config = Config::preset(name)?;
-        apply_overrides(&mut config, &args.set)?;
+        apply_overrides(&args.set, |assignment| config.set(assignment))?;
         let vocab = match config.data.tokenizer.as_str() {
             "gpt2" => 50_257,
             // As many as tinyshakespeare has, the text that the preset is meant for.

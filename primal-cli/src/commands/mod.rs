@@ -46,11 +46,12 @@ fn base_config(base: &BaseArgs) -> Result<Config> {
 }
 
 /// Applies `--set`, after every other flag.
-fn apply_overrides(config: &mut Config, assignments: &[String]) -> Result<()> {
+fn apply_overrides(
+    assignments: &[String],
+    mut set: impl FnMut(&str) -> Result<(), ModelError>,
+) -> Result<()> {
     for assignment in assignments {
-        config
-            .set(assignment)
-            .map_err(|error| WrongUsage(error.to_string()))?;
+        set(assignment).map_err(|error| WrongUsage(error.to_string()))?;
     }
     Ok(())
 }

@@ -40,7 +40,7 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     if let Some(backend) = args.backend {
         config.train.backend = backend;
     }
-    apply_overrides(&mut config, &args.set)?;
+    apply_overrides(&args.set, |assignment| config.set(assignment))?;
     config.validate()?;
     let shape = ModelShape::new(&config, vocabulary(&config)?)?;
     let threads = match config.train.threads {

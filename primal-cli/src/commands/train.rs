@@ -207,7 +207,7 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
     override_with(&mut config.train.save_every, &args.save_every);
     override_with(&mut config.train.memory_budget_mib, &args.memory_budget);
     config.train.ignore_memory_limit |= args.ignore_memory_limit;
-    apply_overrides(&mut config, &args.set)?;
+    apply_overrides(&args.set, |assignment| config.set(assignment))?;
     Ok(config)
 }
 

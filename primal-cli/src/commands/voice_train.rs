@@ -16,10 +16,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::args::VoiceTrainArgs;
+use crate::commands::apply_overrides;
 use crate::commands::train::{override_with, stop_on_signal};
 use crate::output;
 use crate::progress::{TrainProgress, note};
-use crate::report::{INTERRUPTED, WrongUsage};
+use crate::report::INTERRUPTED;
 
 /// Trains and prints the last row of the metrics.
 pub fn run(args: &VoiceTrainArgs) -> Result<ExitCode> {
@@ -105,10 +106,7 @@ fn resolve(args: &VoiceTrainArgs) -> Result<VoiceConfig> {
     override_with(&mut config.train.threads, &args.threads);
     override_with(&mut config.train.eval_every, &args.eval_every);
     override_with(&mut config.train.save_every, &args.save_every);
-    for assignment in &args.set {
-        let set = config.set(assignment);
-        set.map_err(|error| WrongUsage(error.to_string()))?;
-    }
+    apply_overrides(&args.set, |assignment| config.set(assignment))?;
     Ok(config)
 }
 
