@@ -24,7 +24,6 @@ fn with_gpu<'c>(
 fn train(place: &Workplace, run: &str, steps: u32) -> Command {
     let mut command = place.train(run, steps);
     command.args(["--backend", "cuda", "--batch", "2", "--micro-batches", "1"]);
-    command.args(["--set", "train.compute=float"]);
     command
 }
 

@@ -45,71 +45,20 @@ DEVICE int pack4(int a, int b, int c, int d) {
 
 #define WORDS 16  // words of four summands of a tile
 
-// y (n, m) = (sum of q w8 over the columns) * scales[m] * (x_scale[n] * unit_value): forward. A
-// thread has four rows and columns of a tile of 64 x 64; one scale a row of w.
-KERNEL __launch_bounds__(256, 4)
-    int8_gemm_nt(const i8* __restrict__ q, const float* __restrict__ x_scale, Weights w,
-                 const i8* __restrict__ table8, float* y, int n, int m, int stride, float unit_value) {
+// out (n, cols) = or += (sum of q w8) * scale * (x_scale[n] * unit_value) for q (n, stride), in tiles
+// of 64 x 64; a thread has four rows and columns. Forward, summands are the columns of w, and its rows
+// are columns of the result with a scale each; BACK, summands are the rows of w, whose scales q holds.
+template <bool BACK>
+DEVICE void multiply_int8(const i8* __restrict__ q, const float* __restrict__ x_scale, const Weights& w,
+                          const i8* __restrict__ table8, float* out, int n, int rows_of_w, int stride,
+                          float unit_value, int accumulate) {
     __shared__ __align__(16) int a_tile[WORDS][68];
     __shared__ __align__(16) int b_tile[WORDS][68];
     __shared__ i8 table[32];
     if (threadIdx.x < 32) table[threadIdx.x] = table8[threadIdx.x];
     int first_row = blockIdx.y * 64, first_col = blockIdx.x * 64;
     int ty = threadIdx.x / 16 * 4, tx = threadIdx.x % 16 * 4, words = stride / 4;
-    int sum[4][4] = {};
-    const int* q_words = (const int*)q;
-    for (int k0 = 0; k0 < words; k0 += WORDS) {
-        __syncthreads();
-        #pragma unroll
-        for (int i = threadIdx.x; i < 64 * WORDS; i += 256) {
-            int k = k0 + i % WORDS, at = i / WORDS;
-            int row = first_row + at, col = first_col + at;
-            a_tile[i % WORDS][at] = row < n && k < words ? q_words[(size_t)row * words + k] : 0;
-            int packed = 0;
-            if (col < m && k < words) {
-                int v[4];
-                #pragma unroll
-                for (int j = 0; j < 4; ++j) v[j] = k * 4 + j < w.cols ? table[code_at(w, col, k * 4 + j)] : 0;
-                packed = pack4(v[0], v[1], v[2], v[3]);
-            }
-            b_tile[i % WORDS][at] = packed;
-        }
-        __syncthreads();
-        #pragma unroll
-        for (int k = 0; k < WORDS; ++k) {
-            int4 a = *(const int4*)&a_tile[k][ty], b = *(const int4*)&b_tile[k][tx];
-            int x[4] = {a.x, a.y, a.z, a.w}, z[4] = {b.x, b.y, b.z, b.w};
-            #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                #pragma unroll
-                for (int j = 0; j < 4; ++j) sum[i][j] = dot4(x[i], z[j], sum[i][j]);
-            }
-        }
-    }
-    #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            int row = first_row + ty + i, col = first_col + tx + j;
-            if (row < n && col < m) {
-                float total = (float)sum[i][j] * w.scales[col] + 0.0f;
-                y[(size_t)row * m + col] = total * (x_scale[row] * unit_value);
-            }
-        }
-    }
-}
-
-// dx (n, w.cols) = (sum of q w8 over the rows of w) * (x_scale[n] * unit_value), for q (n, stride)
-// of dy * scales of w's rows: gradient of the input.
-KERNEL __launch_bounds__(256, 4)
-    int8_gemm_nn(const i8* __restrict__ q, const float* __restrict__ x_scale, Weights w,
-                 const i8* __restrict__ table8, float* dx, int n, int m, int stride, float unit_value) {
-    __shared__ __align__(16) int a_tile[WORDS][68];
-    __shared__ __align__(16) int b_tile[WORDS][68];
-    __shared__ i8 table[32];
-    if (threadIdx.x < 32) table[threadIdx.x] = table8[threadIdx.x];
-    int first_row = blockIdx.y * 64, first_col = blockIdx.x * 64;
-    int ty = threadIdx.x / 16 * 4, tx = threadIdx.x % 16 * 4, words = stride / 4;
+    int cols = BACK ? w.cols : rows_of_w, depth = BACK ? rows_of_w : w.cols;
     int sum[4][4] = {};
     const int* q_words = (const int*)q;
     for (int k0 = 0; k0 < words; k0 += WORDS) {
@@ -118,15 +67,15 @@ KERNEL __launch_bounds__(256, 4)
         for (int i = threadIdx.x; i < 64 * WORDS; i += 256) {
             int k = k0 + i % WORDS, row = first_row + i / WORDS;
             a_tile[i % WORDS][i / WORDS] = row < n && k < words ? q_words[(size_t)row * words + k] : 0;
-            // Summands are rows of w: neighbouring threads take neighbouring columns.
-            int col = first_col + i % 64, wk = k0 + i / 64, packed = 0;
-            if (col < w.cols && wk < words) {
-                int v[4];
-                #pragma unroll
-                for (int j = 0; j < 4; ++j) v[j] = wk * 4 + j < m ? table[code_at(w, wk * 4 + j, col)] : 0;
-                packed = pack4(v[0], v[1], v[2], v[3]);
+            // Neighbouring threads take neighbouring codes of w.
+            int b_word = BACK ? i / 64 : i % WORDS, b_col = BACK ? i % 64 : i / WORDS;
+            int first = (k0 + b_word) * 4, col = first_col + b_col, v[4];
+            #pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                bool inside = col < cols && first + j < depth;
+                v[j] = inside ? table[BACK ? code_at(w, first + j, col) : code_at(w, col, first + j)] : 0;
             }
-            b_tile[i / 64][i % 64] = packed;
+            b_tile[b_word][b_col] = pack4(v[0], v[1], v[2], v[3]);
         }
         __syncthreads();
         #pragma unroll
@@ -145,9 +94,23 @@ KERNEL __launch_bounds__(256, 4)
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
             int row = first_row + ty + i, col = first_col + tx + j;
-            if (row < n && col < w.cols) {
-                dx[(size_t)row * w.cols + col] = (float)sum[i][j] * (x_scale[row] * unit_value);
-            }
+            if (row >= n || col >= cols) continue;
+            float total = (float)sum[i][j] * (BACK ? 1.0f : w.scales[col]) + 0.0f;
+            float product = total * (x_scale[row] * unit_value);
+            float* to = out + (size_t)row * cols + col;
+            *to = accumulate ? *to + product : product;
         }
     }
 }
+
+#define INT8_GEMM(NAME, BACK)                                                                       \
+    KERNEL __launch_bounds__(256, 4)                                                                \
+        NAME(const i8* q, const float* x_scale, Weights w, const i8* table8, float* out, int n,     \
+             int rows_of_w, int stride, float unit_value, int accumulate) {                         \
+        multiply_int8<BACK>(q, x_scale, w, table8, out, n, rows_of_w, stride, unit_value, accumulate); \
+    }
+
+// y (n, m) = x (n, k) w (m, k)^T: forward.
+INT8_GEMM(int8_gemm_nt, false)
+// dx (n, k) = dy (n, m) w (m, k): gradient of the input.
+INT8_GEMM(int8_gemm_nn, true)

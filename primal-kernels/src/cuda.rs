@@ -36,7 +36,7 @@ pub use elementwise::{
 pub use error::CudaError;
 pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
 pub use image::{CHECKED_IN_PTX, Image, ImageChoice};
-pub use int8::{DeviceInt8Grid, QuantisedRows, int8_matmul_nn, int8_matmul_nt, quantise_rows};
+pub use int8::{Quantised, QuantisedRows, int8_matmul_nn, int8_matmul_nt};
 pub use loss::{
     CrossEntropy, argmax, embedding_gradient, loss_begin, loss_end, loss_gradient, loss_tile,
     position_gradient, sum_losses,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{assert_bits, device, isa, noise, report, up, zeros};
 use primal_kernels::cuda::{self, BallotSizes, Ballots, Buffer, CastStep, DeviceWeights};
 use primal_kernels::{
-    FlipTable, Int8Grid, Isa, QuantisedRows, VoteRng, cast_votes_i8, cast_votes_i16, count_row,
+    FlipTable, Isa, QuantisedRows, VoteRng, cast_votes_i8, cast_votes_i16, count_row,
     decode_values, gradient_row_stats,
 };
 use primal_lut::{Grid, QuantMatrix};
@@ -394,8 +394,6 @@ fn running_statistics_move_as_on_the_cpu() {
 fn int8_products_are_the_cpus_bits() {
     let device = device();
     for grid in [Grid::prime(), Grid::fine()] {
-        let int8 = Int8Grid::new(&grid).unwrap();
-        let grid_at = cuda::DeviceInt8Grid::upload(&device, &int8).unwrap();
         for (n, m, k) in [(1, 1, 1), (3, 70, 7), (65, 64, 130), (17, 33, 64)] {
             let matrix = matrix(&grid, m, k);
             let weights = DeviceWeights::upload(&device, &matrix, "weights").unwrap();
@@ -416,41 +414,41 @@ fn int8_products_are_the_cpus_bits() {
                 &mut want,
                 false
             ));
-            let on_device = cuda::QuantisedRows::new(&device, n, k).unwrap();
-            cuda::quantise_rows(up(&device, &x).view(..), None, k, &on_device).unwrap();
+            let room = cuda::QuantisedRows::new(&device, n, k.max(m)).unwrap();
+            let on_device = room.quantise(up(&device, &x).view(..), None, k).unwrap();
             let y = zeros(&device, n * m);
-            cuda::int8_matmul_nt(&on_device, &weights, &grid_at, n, y.view(..)).unwrap();
-            for row in 0..n {
-                let start = row * on_device.stride();
-                let got = &on_device.values.to_vec().unwrap()[start..start + k];
-                assert_eq!(got, &rows.row(row)[..k], "quantise_rows, {what}");
+            cuda::int8_matmul_nt(on_device, &weights, 0..m, y.view(..), false).unwrap();
+            let stride = k.next_multiple_of(4);
+            let values = room.values.to_vec().unwrap();
+            for (row, got) in values.chunks(stride).take(n).enumerate() {
+                assert_eq!(got[..k], rows.row(row)[..k], "quantise_rows, {what}");
+                assert!(got[k..].iter().all(|&q| q == 0), "quantise_rows, {what}");
             }
             let scales: Vec<f32> = (0..n).map(|row| rows.scale(row)).collect();
-            assert_bits(
-                "quantise_rows",
-                &what,
-                &on_device.scales.to_vec().unwrap(),
-                &scales,
-            );
+            let got = room.scales.to_vec().unwrap();
+            assert_bits("quantise_rows", &what, &got, &scales);
             assert_bits("int8_gemm_nt", &what, &y.to_vec().unwrap(), &want);
+            // Again on top of it, from some rows of w.
+            let start = if m > 64 { 64 } else { 0 };
+            let sums = up(&device, &noise(n * (m - start), 4));
+            let mut want = sums.to_vec().unwrap();
+            primal_kernels::int8_matmul_nt(isa(), &rows, &matrix, start..m, &mut want, true);
+            cuda::int8_matmul_nt(on_device, &weights, start..m, sums.view(..), true).unwrap();
+            assert_bits("int8_gemm_nt", &what, &sums.to_vec().unwrap(), &want);
 
+            let (from, m) = (start..m, m - start);
             let dy = noise(n * m, 2);
-            rows.quantise(isa(), &dy, m, Some(matrix.scales()));
-            let mut want = vec![0.0; n * k];
-            assert!(primal_kernels::int8_matmul_nn(
-                isa(),
-                &rows,
-                &matrix,
-                0..m,
-                &mut want,
-                false
-            ));
-            let on_device = cuda::QuantisedRows::new(&device, n, m).unwrap();
-            let scales = Some(weights.scales());
-            cuda::quantise_rows(up(&device, &dy).view(..), scales, m, &on_device).unwrap();
-            let dx = zeros(&device, n * k);
-            cuda::int8_matmul_nn(&on_device, &weights, &grid_at, n, dx.view(..)).unwrap();
-            assert_bits("int8_gemm_nn", &what, &dx.to_vec().unwrap(), &want);
+            let dx = up(&device, &noise(n * k, 5));
+            let mut want = dx.to_vec().unwrap();
+            rows.quantise(isa(), &dy, m, Some(&matrix.scales()[from.clone()]));
+            let dy = up(&device, &dy);
+            for add in [true, false] {
+                primal_kernels::int8_matmul_nn(isa(), &rows, &matrix, from.clone(), &mut want, add);
+                let scales = Some(weights.scales(from.clone()));
+                let dy = room.quantise(dy.view(..), scales, m).unwrap();
+                cuda::int8_matmul_nn(dy, &weights, from.clone(), dx.view(..), add).unwrap();
+                assert_bits("int8_gemm_nn", &what, &dx.to_vec().unwrap(), &want);
+            }
         }
     }
 }

@@ -2,7 +2,8 @@
 //! and their index, down come a loss a micro-batch, sums of squared gradients and counts of flips.
 //!
 //! The order of every operation is that of the processor's model, so that votes and flips are the
-//! same ones.
+//! same ones. Products in int8 have the bits of the processor's; gradients of weights are float32,
+//! as on a processor that does not multiply bf16.
 
 mod pass;
 mod state;
@@ -55,9 +56,9 @@ impl CudaModel {
                     .into(),
             ));
         }
-        if config.train.compute != Compute::Float {
+        if config.train.compute == Compute::Int8Blocks {
             return Err(ModelError::Cuda(
-                "a GPU computes in float32; hint: --set train.compute=float".into(),
+                "a GPU does not compute in int8-blocks; hint: --set train.compute=int8".into(),
             ));
         }
         let shape = *model.shape();

@@ -1,7 +1,8 @@
 //! The ledger of a GPU's memory: every buffer of a run there, known from the configuration alone,
 //! with or without a GPU.
 
-use primal_kernels::VOCAB_TILE;
+use primal_kernels::{Int8Grid, VOCAB_TILE};
+use primal_lut::Grid;
 use primal_optim::TILE_ROWS;
 
 use crate::config::Config;
@@ -36,10 +37,17 @@ pub(crate) fn widest_row(shape: &ModelShape) -> usize {
     qkv.max(out).max(up).max(down).max(shape.width)
 }
 
-/// Elements of the largest matrix of a block.
-pub(crate) fn largest_matrix(shape: &ModelShape) -> usize {
+/// Elements of the largest matrix of a block or tile of the head: what a product in float decodes.
+pub(crate) fn decoded_len(shape: &ModelShape) -> usize {
     let sizes = shape.block_matrices().map(|(rows, cols)| rows * cols);
-    sizes.into_iter().fold(0, usize::max)
+    let tile = shape.vocab.min(VOCAB_TILE) * shape.width;
+    sizes.into_iter().fold(tile, usize::max)
+}
+
+/// Longest rows that a product multiplies: inputs and gradients of layers, gradients of logits.
+pub(crate) fn widest_operand(shape: &ModelShape) -> usize {
+    let tile = shape.vocab.min(VOCAB_TILE);
+    widest_row(shape).max(widest_matrix(shape)).max(tile)
 }
 
 /// Longest rows of any matrix.
@@ -58,7 +66,7 @@ impl Ledger {
         for PlannedMatrix { size, grid, .. } in &all {
             let (rows, cols) = (size.0 as u64, size.1 as u64);
             let wide = grid.as_ref().is_some_and(|grid| grid.is_wide());
-            codes += rows * cols.div_ceil(2) + 32 * 4;
+            codes += rows * cols.div_ceil(2) + tables(grid.as_ref());
             codes += if wide { rows * cols.div_ceil(8) } else { 0 };
             ballots += rows * cols;
             votes += if many { 2 * rows * cols } else { 0 };
@@ -94,9 +102,9 @@ impl Ledger {
             let (rows, cols) = (size.0 as u64, size.1 as u64);
             weights += match grid {
                 Some(grid) if grid.is_wide() => {
-                    rows * (cols.div_ceil(2) + cols.div_ceil(8) + 4) + 128
+                    rows * (cols.div_ceil(2) + cols.div_ceil(8) + 4) + tables(Some(&grid))
                 }
-                Some(_) => rows * (cols.div_ceil(2) + 4) + 128,
+                Some(grid) => rows * (cols.div_ceil(2) + 4) + tables(Some(&grid)),
                 None => 4 * rows * cols,
             };
         }
@@ -115,6 +123,17 @@ impl Ledger {
         ledger.row("buffers", 4 * buffers as u64);
         ledger
     }
+}
+
+/// Bytes of a grid's values as floats and, where they have that form, as integers.
+fn tables(grid: Option<&Grid>) -> u64 {
+    let integers = grid.and_then(Int8Grid::new).map_or(0, |_| 32);
+    32 * 4 + integers
+}
+
+/// Bytes of `rows` rows of `cols` columns in int8.
+fn quantised_bytes(rows: usize, cols: usize) -> u64 {
+    (rows * (cols.next_multiple_of(4) + 4)) as u64
 }
 
 /// The lengths of all norms and biases.
@@ -152,10 +171,14 @@ fn activations(config: &Config, shape: &ModelShape) -> Vec<(&'static str, u64)> 
         4 + shape.qkv_width() + shape.n_head + shape.attention_width() + c + shape.up_width();
     let normed = c.max(shape.attention_width());
     let workspace = rows * (normed + 2 * f + c + shape.qkv_width() + shape.n_head)
-        + largest_matrix(shape)
         + rows * (3 * c + 4)
         + rows.div_ceil(TILE_ROWS) * widest_row(shape)
         + GRADIENT_ROWS * widest_matrix(shape);
+    let products = if config.train.compute.is_int8() {
+        quantised_bytes(rows, widest_operand(shape)) + quantised_bytes(rows, c)
+    } else {
+        4 * decoded_len(shape) as u64
+    };
     let tokens = 3 * rows + shape.vocab + 1;
     vec![
         (
@@ -164,9 +187,10 @@ fn activations(config: &Config, shape: &ModelShape) -> Vec<(&'static str, u64)> 
         ),
         ("activations: blocks", 4 * (segment * rows * kept) as u64),
         ("workspace", 4 * workspace as u64),
+        ("workspace of products", products),
         (
             "loss tiles",
-            4 * (rows * tile + tile * c + 2 * rows) as u64
+            4 * (rows * tile + 2 * rows) as u64
                 + 8 * config.train.micro_batches_per_pass.max(1) as u64,
         ),
         ("token windows and their index", 4 * tokens as u64),

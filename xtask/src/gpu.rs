@@ -183,7 +183,7 @@ pub fn check(file: &Path) -> Result<()> {
                 "cuda",
                 "--json",
             ])
-            .args(["--set", "train.compute=float", "--steps", "20", "--run"])
+            .args(["--steps", "20", "--run"])
             .arg(&run),
     );
     let smi = Command::new("nvidia-smi").output();

@@ -1,5 +1,7 @@
 //! Products of int8 activations with weights from the grid, exact in int32.
 
+use std::ops::Range;
+
 use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for_rows, launch};
 use super::error::CudaError;
@@ -8,140 +10,160 @@ use crate::int8::Int8Grid;
 
 /// A grid as integers, on the device.
 #[derive(Debug)]
-pub struct DeviceInt8Grid {
+pub(crate) struct DeviceInt8Grid {
     /// (32) i8.
     values: Buffer<i8>,
     unit_value: f32,
 }
 
 impl DeviceInt8Grid {
-    /// Copies a table to the device.
-    pub fn upload(device: &Device, grid: &Int8Grid) -> Result<Self, CudaError> {
+    pub(crate) fn upload(device: &Device, grid: &Int8Grid, what: &str) -> Result<Self, CudaError> {
         Ok(DeviceInt8Grid {
-            values: Buffer::from_slice(device, &grid.values, "integer values of a grid")?,
+            values: Buffer::from_slice(device, &grid.values, what)?,
             unit_value: grid.unit_value,
         })
     }
 }
 
-/// Rows of activations as i8, each in units of its largest magnitude / 127.
+/// Bytes of a row of `cols` columns.
+fn stride(cols: usize) -> usize {
+    cols.next_multiple_of(4)
+}
+
+/// Room for rows of activations as i8.
 #[derive(Debug)]
 pub struct QuantisedRows {
-    /// (rows, stride) i8, zeros behind the columns.
+    /// The rows one after the other, each padded with zeros to a multiple of 4.
     pub values: Buffer<i8>,
-    /// (rows) f32, the unit of each row.
+    /// The unit of each row.
     pub scales: Buffer<f32>,
-    stride: usize,
+}
+
+/// Rows of activations as i8, each in units of its largest magnitude / 127.
+#[derive(Clone, Copy, Debug)]
+pub struct Quantised<'a> {
+    values: View<'a, i8>,
+    scales: View<'a, f32>,
+    cols: usize,
 }
 
 impl QuantisedRows {
-    /// For up to `rows` rows of `cols` columns.
+    /// Room for `rows` rows of `cols` columns, or any product of the two that is no larger.
     pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self, CudaError> {
-        let stride = cols.next_multiple_of(4);
         Ok(QuantisedRows {
-            values: Buffer::zeros(device, rows * stride, "activations as int8")?,
+            values: Buffer::zeros(device, rows * stride(cols), "activations as int8")?,
             scales: Buffer::zeros(device, rows, "units of activations")?,
-            stride,
         })
     }
 
-    /// Bytes of a row.
-    pub fn stride(&self) -> usize {
-        self.stride
+    /// Quantises `x` (n, `cols`); with `column_scales` (cols) each column is multiplied first: the
+    /// gradient of a layer's output takes the row scales of the layer's weights that way.
+    ///
+    /// # Panics
+    /// If a length does not match or the rows do not fit.
+    pub fn quantise(
+        &self,
+        x: View<'_, f32>,
+        column_scales: Option<View<'_, f32>>,
+        cols: usize,
+    ) -> Result<Quantised<'_>, CudaError> {
+        let n = x.len() / cols;
+        let quantised = self.rows(0..n, cols);
+        launch!(
+            x.device,
+            "quantise_rows",
+            blocks_for_rows(n),
+            THREADS,
+            x.of(n * cols, "x is (n, cols)"),
+            column_scales.map_or(0, |scales| scales.of(cols, "a scale a column")),
+            n as i32,
+            cols as i32,
+            stride(cols) as i32,
+            quantised.values.address,
+            quantised.scales.address,
+        )?;
+        Ok(quantised)
+    }
+
+    /// Some rows of the last [`QuantisedRows::quantise`], which took `cols` columns.
+    ///
+    /// # Panics
+    /// If there is no room for so many.
+    pub fn rows(&self, rows: Range<usize>, cols: usize) -> Quantised<'_> {
+        let stride = stride(cols);
+        Quantised {
+            values: self.values.view(rows.start * stride..rows.end * stride),
+            scales: self.scales.view(rows),
+            cols,
+        }
     }
 }
 
-/// Quantises x (n, cols); with `column_scales` (cols) each column is multiplied first.
+/// y (n, rows.len()) = or += x wᵀ over rows `rows` of w (m, k) with one scale a row, for quantised
+/// x (n, k): the bits of the CPU's `int8_matmul_nt`.
 ///
-/// # Panics
-/// If a length does not match.
-pub fn quantise_rows(
-    x: View<'_, f32>,
-    column_scales: Option<View<'_, f32>>,
-    cols: usize,
-    to: &QuantisedRows,
-) -> Result<(), CudaError> {
-    let n = x.len() / cols;
-    assert_eq!(
-        cols.next_multiple_of(4),
-        to.stride,
-        "columns of {}",
-        to.stride
-    );
-    launch!(
-        x.device,
-        "quantise_rows",
-        blocks_for_rows(n),
-        THREADS,
-        x.of(n * cols, "x is (n, cols)"),
-        column_scales.map_or(0, |scales| scales.of(cols, "a scale a column")),
-        n as i32,
-        cols as i32,
-        to.stride as i32,
-        to.values.view(..n * to.stride).address,
-        to.scales.view(..n).address,
-    )
-}
-
-/// y (n, m) = x wᵀ for quantised x (n, k) and w (m, k) on `grid` with one scale a row: the bits of
-/// the CPU's `int8_matmul_nt`.
+/// # Errors
+/// [`CudaError::Unsupported`] if `w` has no integer form.
 ///
 /// # Panics
 /// If a length does not match.
 pub fn int8_matmul_nt(
-    x: &QuantisedRows,
+    x: Quantised<'_>,
     w: &DeviceWeights,
-    grid: &DeviceInt8Grid,
-    n: usize,
+    rows: Range<usize>,
     y: View<'_, f32>,
+    accumulate: bool,
 ) -> Result<(), CudaError> {
-    assert!(w.has_row_scales(), "one scale a row");
-    assert_eq!(w.cols().next_multiple_of(4), x.stride, "columns of w");
-    let m = w.rows();
-    launch!(
-        y.device,
-        "int8_gemm_nt",
-        [m.div_ceil(64), n.div_ceil(64), 1],
-        THREADS,
-        x.values.view(..n * x.stride).address,
-        x.scales.view(..n).address,
-        w.raw(),
-        grid.values.view(..).address,
-        y.of(n * m, "y is (n, m)"),
-        n as i32,
-        m as i32,
-        x.stride as i32,
-        grid.unit_value,
-    )
+    assert_eq!(w.cols(), x.cols, "columns of w");
+    let cols = rows.len();
+    multiply("int8_gemm_nt", x, w, rows, (y, cols), accumulate)
 }
 
-/// dx (n, k) = dy w for quantised dy · scales (n, m) and w (m, k): the bits of the CPU's
-/// `int8_matmul_nn`.
+/// dx (n, k) = or += dy w over rows `rows` of w (m, k), for quantised dy (n, rows.len()) **with the
+/// scales of those rows multiplied in**: the bits of the CPU's `int8_matmul_nn`.
+///
+/// # Errors
+/// [`CudaError::Unsupported`] if `w` has no integer form.
 ///
 /// # Panics
 /// If a length does not match.
 pub fn int8_matmul_nn(
-    dy: &QuantisedRows,
+    dy: Quantised<'_>,
     w: &DeviceWeights,
-    grid: &DeviceInt8Grid,
-    n: usize,
+    rows: Range<usize>,
     dx: View<'_, f32>,
+    accumulate: bool,
 ) -> Result<(), CudaError> {
+    assert_eq!(rows.len(), dy.cols, "rows of w");
+    multiply("int8_gemm_nn", dy, w, rows, (dx, w.cols()), accumulate)
+}
+
+/// A result (n, cols) = or += the product of `x` and rows of `w`.
+fn multiply(
+    kernel: &'static str,
+    x: Quantised<'_>,
+    w: &DeviceWeights,
+    rows: Range<usize>,
+    (out, cols): (View<'_, f32>, usize),
+    accumulate: bool,
+) -> Result<(), CudaError> {
+    let grid = w.int8_grid(x.cols)?;
     assert!(w.has_row_scales(), "one scale a row");
-    assert_eq!(w.rows().next_multiple_of(4), dy.stride, "rows of w");
+    let n = x.scales.len();
     launch!(
-        dx.device,
-        "int8_gemm_nn",
-        [w.cols().div_ceil(64), n.div_ceil(64), 1],
+        out.device,
+        kernel,
+        [cols.div_ceil(64), n.div_ceil(64), 1],
         THREADS,
-        dy.values.view(..n * dy.stride).address,
-        dy.scales.view(..n).address,
-        w.raw(),
+        x.values.address,
+        x.scales.address,
+        w.raw_rows(&rows),
         grid.values.view(..).address,
-        dx.of(n * w.cols(), "dx is (n, k)"),
+        out.of(n * cols, "a result a row and column"),
         n as i32,
-        w.rows() as i32,
-        dy.stride as i32,
+        rows.len() as i32,
+        stride(x.cols) as i32,
         grid.unit_value,
+        i32::from(accumulate),
     )
 }

@@ -10,31 +10,18 @@ use crate::loss::VOCAB_TILE;
 pub struct CrossEntropy {
     /// (rows, tile) logits, then their gradients.
     pub logits: Buffer<f32>,
-    /// (tile, C) decoded rows of the head.
-    pub head: Buffer<f32>,
     /// (rows, 2) running maximum and sum of exponentials.
     running: Buffer<f32>,
 }
 
 impl CrossEntropy {
-    /// For `rows` rows of `width` against `vocab` tokens.
-    pub fn new(
-        device: &Device,
-        rows: usize,
-        vocab: usize,
-        width: usize,
-    ) -> Result<Self, CudaError> {
+    /// For `rows` rows against `vocab` tokens.
+    pub fn new(device: &Device, rows: usize, vocab: usize) -> Result<Self, CudaError> {
         let tile = vocab.min(VOCAB_TILE);
         Ok(CrossEntropy {
             logits: Buffer::zeros(device, rows * tile, "logits of a tile")?,
-            head: Buffer::zeros(device, tile * width, "rows of the head")?,
             running: Buffer::zeros(device, 2 * rows, "running softmaxes")?,
         })
-    }
-
-    /// Bytes on the device.
-    pub fn bytes(&self) -> usize {
-        self.logits.bytes() + self.head.bytes() + self.running.bytes()
     }
 }
 

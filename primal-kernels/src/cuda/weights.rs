@@ -1,5 +1,6 @@
 //! Matrices on the device, and reading them: decoding, embedding, one vector's product.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use primal_lut::QuantMatrix;
@@ -7,6 +8,8 @@ use primal_lut::QuantMatrix;
 use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for, blocks_for_rows, launch};
 use super::error::CudaError;
+use super::int8::DeviceInt8Grid;
+use crate::int8::{INT8_MAX_COLS, Int8Grid};
 
 /// A (rows, cols) matrix: packed codes, or float values.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ pub struct DeviceWeights {
     pub high: Arc<Buffer<u8>>,
     /// (32) f32, the grid's values.
     table: Arc<Buffer<f32>>,
+    /// The same as integers, if they have that form.
+    int8_grid: Option<Arc<DeviceInt8Grid>>,
     /// What holds the (rows, groups) f32 scales, and where they begin.
     scales: (Arc<Buffer<f32>>, usize),
     /// (rows, cols) f32 of a float matrix, else empty.
@@ -81,7 +86,12 @@ impl DeviceWeights {
             "scales of {what}"
         );
         let high = matrix.high().unwrap_or(&[]);
+        let int8_grid = match Int8Grid::new(matrix.grid()) {
+            Some(grid) => Some(Arc::new(DeviceInt8Grid::upload(device, &grid, what)?)),
+            None => None,
+        };
         Ok(DeviceWeights {
+            int8_grid,
             nibbles: Arc::new(Buffer::from_slice(device, matrix.nibbles(), what)?),
             high: Arc::new(Buffer::from_slice(device, high, what)?),
             table: Arc::new(Buffer::from_slice(device, matrix.grid().table(), what)?),
@@ -110,6 +120,7 @@ impl DeviceWeights {
             nibbles: Arc::clone(&no_codes),
             high: no_codes,
             table: Arc::clone(&none),
+            int8_grid: None,
             scales: (none, 0),
             dense: Arc::new(Buffer::from_slice(device, values, what)?),
             rows,
@@ -136,15 +147,21 @@ impl DeviceWeights {
         self.dense.is_empty()
     }
 
-    /// The scales, (rows · groups) f32.
-    pub fn scales(&self) -> View<'_, f32> {
+    /// The scales of some rows, (rows · groups) f32.
+    pub fn scales(&self, rows: Range<usize>) -> View<'_, f32> {
         let (buffer, first) = &self.scales;
-        buffer.view(*first..*first + self.rows * self.groups)
+        buffer.view(first + rows.start * self.groups..first + rows.end * self.groups)
     }
 
-    /// Bytes of codes, values and table; scales that lie elsewhere are not counted.
-    pub fn bytes(&self) -> usize {
-        self.nibbles.bytes() + self.high.bytes() + self.dense.bytes() + self.table.bytes()
+    /// Its grid as integers, for products of `depth` summands.
+    pub(crate) fn int8_grid(&self, depth: usize) -> Result<&DeviceInt8Grid, CudaError> {
+        let grid = self.int8_grid.as_deref();
+        grid.filter(|_| depth <= INT8_MAX_COLS).ok_or_else(|| {
+            CudaError::Unsupported(format!(
+                "a matrix of {} x {} on its grid has no product in int8",
+                self.rows, self.cols
+            ))
+        })
     }
 
     /// One scale a row.
@@ -162,7 +179,7 @@ impl DeviceWeights {
             high: self.high.view(..).address,
             table: self.table.view(..).address,
             scales: if self.is_on_grid() {
-                self.scales().address
+                self.scales(0..self.rows).address
             } else {
                 0
             },
@@ -172,6 +189,20 @@ impl DeviceWeights {
             high_row_bytes: self.high_row_bytes as i32,
             group: self.group as i32,
             groups: self.groups as i32,
+        }
+    }
+
+    /// Some rows of a matrix on a grid.
+    pub(crate) fn raw_rows(&self, rows: &Range<usize>) -> RawWeights {
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let all = self.raw();
+        let start = rows.start as u64;
+        let high = all.high + start * self.high_row_bytes as u64;
+        RawWeights {
+            nibbles: all.nibbles + start * self.row_bytes as u64,
+            high: if self.high.is_empty() { 0 } else { high },
+            scales: all.scales + 4 * start * self.groups as u64,
+            ..all
         }
     }
 }

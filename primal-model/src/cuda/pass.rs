@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use primal_kernels::cuda::{
-    self, Buffer, CastStep, CrossEntropy, CudaError, Device, NormSizes, View,
+    self, Buffer, CastStep, CrossEntropy, CudaError, Device, DeviceWeights, NormSizes,
+    QuantisedRows, View,
 };
 use primal_kernels::{AttentionShape, vocab_tiles};
 use primal_optim::{CAST_STREAM, ConsensusStep, StepContext};
@@ -12,7 +13,7 @@ use super::{CudaModel, Part};
 use crate::activations::TokenIndex;
 use crate::config::{Config, FeedForward};
 use crate::device_ledger::{
-    GRADIENT_ROWS, largest_matrix, pass_rows, segment_len, widest_matrix, widest_row,
+    GRADIENT_ROWS, decoded_len, pass_rows, segment_len, widest_matrix, widest_operand, widest_row,
 };
 use crate::error::ModelError;
 use crate::layers::{Linear, Norm};
@@ -66,6 +67,22 @@ struct Stats {
     rstd: Buffer<f32>,
 }
 
+/// How products with matrices are computed, and what they need for it.
+enum Products {
+    /// In float.
+    Float {
+        /// The decoded values of a matrix of a block or of a tile of the head.
+        decoded: Buffer<f32>,
+    },
+    /// In int8.
+    Int8 {
+        /// What one product multiplies.
+        operand: QuantisedRows,
+        /// The output of the final norm, which all tiles of the head multiply.
+        output: QuantisedRows,
+    },
+}
+
 /// Every buffer of a pass, and where the parameters of each layer lie.
 pub(super) struct PassBuffers {
     /// Token rows.
@@ -87,7 +104,7 @@ pub(super) struct PassBuffers {
     d_normed: Buffer<f32>,
     d_qkv: Buffer<f32>,
     dots: Buffer<f32>,
-    decoded: Buffer<f32>,
+    products: Products,
     output: Buffer<f32>,
     output_stats: Stats,
     d_output: Buffer<f32>,
@@ -185,14 +202,23 @@ impl PassBuffers {
             d_normed: work(shape.width)?,
             d_qkv: work(shape.qkv_width())?,
             dots: work(shape.n_head)?,
-            decoded: floats("decoded weights", largest_matrix(&shape))?,
+            products: if config.train.compute.is_int8() {
+                Products::Int8 {
+                    operand: QuantisedRows::new(device, rows, widest_operand(&shape))?,
+                    output: QuantisedRows::new(device, rows, shape.width)?,
+                }
+            } else {
+                Products::Float {
+                    decoded: floats("decoded weights", decoded_len(&shape))?,
+                }
+            },
             output: stream()?,
             output_stats: stats()?,
             d_output: stream()?,
             d_stream: stream()?,
             losses: floats("losses", rows)?,
             loss_lse: floats("losses", rows)?,
-            cross_entropy: CrossEntropy::new(device, rows, shape.vocab, shape.width)?,
+            cross_entropy: CrossEntropy::new(device, rows, shape.vocab)?,
             loss_sums: Buffer::zeros(device, config.train.micro_batches_per_pass.max(1), "losses")?,
             column_sums: floats("sums by column", rows.div_ceil(64) * widest_row(&shape))?,
             gradient: floats("gradient", GRADIENT_ROWS * widest_matrix(&shape))?,
@@ -203,6 +229,17 @@ impl PassBuffers {
             index: TokenIndex::new(rows, shape.vocab),
         })
     }
+}
+
+/// The values of some rows of a matrix, in `scratch`.
+fn decode<'a>(
+    weights: &DeviceWeights,
+    rows: &Range<usize>,
+    scratch: &'a Buffer<f32>,
+) -> Result<View<'a, f32>, CudaError> {
+    let values = scratch.view(..rows.len() * weights.cols());
+    cuda::decode_rows(weights, rows.start, rows.len(), values)?;
+    Ok(values)
 }
 
 impl CudaModel {
@@ -256,9 +293,13 @@ impl CudaModel {
     }
 
     fn loss_forward(&self, n: usize) -> Result<(), ModelError> {
-        let b = &self.buffers;
+        let (b, c) = (&self.buffers, self.shape.width);
         let (losses, targets) = (b.losses.view(..n), b.targets.view(..n));
         cuda::loss_begin(&b.cross_entropy, losses)?;
+        if let Products::Int8 { output, .. } = &b.products {
+            // The backward pass takes it too.
+            output.quantise(b.output.view(..n * c), None, c)?;
+        }
         let head = b.head.unwrap_or(b.tok_embedding);
         for tile in vocab_tiles(self.matrices[head].weights.rows()) {
             self.logits(head, &tile, 0..n)?;
@@ -281,16 +322,19 @@ impl CudaModel {
         rows: Range<usize>,
     ) -> Result<(), CudaError> {
         let (b, c) = (&self.buffers, self.shape.width);
-        let weights = b.cross_entropy.head.view(..tile.len() * c);
-        cuda::decode_rows(
-            &self.matrices[head].weights,
-            tile.start,
-            tile.len(),
-            weights,
-        )?;
-        let x = b.output.view(rows.start * c..rows.end * c);
+        let weights = &self.matrices[head].weights;
         let logits = b.cross_entropy.logits.view(..rows.len() * tile.len());
-        cuda::matmul_nt(x, weights, logits, (rows.len(), tile.len(), c), false)
+        match &b.products {
+            Products::Float { decoded } => {
+                let values = decode(weights, tile, decoded)?;
+                let x = b.output.view(rows.start * c..rows.end * c);
+                cuda::matmul_nt(x, values, logits, (rows.len(), tile.len(), c), false)
+            }
+            Products::Int8 { output, .. } => {
+                let x = output.rows(rows, c);
+                cuda::int8_matmul_nt(x, weights, tile.clone(), logits, false)
+            }
+        }
     }
 
     /// The summed loss of each piece.
@@ -359,14 +403,6 @@ impl CudaModel {
         Ok(())
     }
 
-    /// The decoded values of a matrix of a block.
-    fn decode(&self, matrix: usize) -> Result<View<'_, f32>, CudaError> {
-        let weights = &self.matrices[matrix].weights;
-        let values = self.buffers.decoded.view(..weights.rows() * weights.cols());
-        cuda::decode_rows(weights, 0, weights.rows(), values)?;
-        Ok(values)
-    }
-
     /// y (n, out) = or += x (n, in) Wᵀ, plus the bias.
     fn linear(
         &self,
@@ -378,9 +414,17 @@ impl CudaModel {
     ) -> Result<(), CudaError> {
         let weights = &self.matrices[layer.matrix].weights;
         let (out, input) = (weights.rows(), weights.cols());
-        let values = self.decode(layer.matrix)?;
-        let y = y.view(..n * out);
-        cuda::matmul_nt(x.view(..n * input), values, y, (n, out, input), accumulate)?;
+        let (x, y) = (x.view(..n * input), y.view(..n * out));
+        match &self.buffers.products {
+            Products::Float { decoded } => {
+                let values = decode(weights, &(0..out), decoded)?;
+                cuda::matmul_nt(x, values, y, (n, out, input), accumulate)?;
+            }
+            Products::Int8 { operand, .. } => {
+                let x = operand.quantise(x, None, input)?;
+                cuda::int8_matmul_nt(x, weights, 0..out, y, accumulate)?;
+            }
+        }
         match &layer.bias {
             Some(bias) => cuda::add_bias(self.parameter(bias), y),
             None => Ok(()),
@@ -400,13 +444,11 @@ impl CudaModel {
         let weights = &self.matrices[layer.matrix].weights;
         let (out, input) = (weights.rows(), weights.cols());
         let n = pieces.last().map_or(0, |piece| piece.rows.end);
-        let values = self.decode(layer.matrix)?;
-        let sizes = (n, out, input);
-        cuda::matmul_nn(
+        self.input_gradient(
+            layer.matrix,
+            0..out,
             dy.view(..n * out),
-            values,
             dx.view(..n * input),
-            sizes,
             false,
         )?;
         for piece in pieces {
@@ -426,6 +468,31 @@ impl CudaModel {
             }
         }
         Ok(())
+    }
+
+    /// dx (n, in) = or += dy (n, rows.len()) times rows `rows` of a matrix.
+    fn input_gradient(
+        &self,
+        matrix: usize,
+        rows: Range<usize>,
+        dy: View<'_, f32>,
+        dx: View<'_, f32>,
+        accumulate: bool,
+    ) -> Result<(), CudaError> {
+        let weights = &self.matrices[matrix].weights;
+        let (out, input) = (rows.len(), weights.cols());
+        match &self.buffers.products {
+            Products::Float { decoded } => {
+                let values = decode(weights, &rows, decoded)?;
+                let sizes = (dy.len() / out, out, input);
+                cuda::matmul_nn(dy, values, dx, sizes, accumulate)
+            }
+            Products::Int8 { operand, .. } => {
+                let scales = weights.scales(rows.clone());
+                let dy = operand.quantise(dy, Some(scales), out)?;
+                cuda::int8_matmul_nn(dy, weights, rows, dx, accumulate)
+            }
+        }
     }
 
     fn cast(
@@ -606,9 +673,8 @@ impl CudaModel {
             let d_logits = b.cross_entropy.logits.view(..n * tile.len());
             let part = rows.start * c..rows.end * c;
             if input {
-                let weights = b.cross_entropy.head.view(..tile.len() * c);
                 let dx = b.d_output.view(part.clone());
-                cuda::matmul_nn(d_logits, weights, dx, (n, tile.len(), c), true)?;
+                self.input_gradient(head, tile.clone(), d_logits, dx, true)?;
             }
             if votes {
                 let grad = b.gradient.view(..tile.len() * c);
