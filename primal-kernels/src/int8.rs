@@ -1,17 +1,18 @@
 //! Products of int8 activations with weights from the grid, summed in integers.
 //!
-//! A weight is its grid value in units of 1/119, an i8; an activation is an i8 of its token's
-//! largest magnitude / 127. Products are summed in i32, exactly, and only then scaled, so every
+//! A weight is its grid value in units of 1/119, an i8; an activation is an i8 in units of 1/127
+//! of the largest magnitude in its token, or in its group where weights have scales by group.
+//! Products are summed in i32, exactly, and only then scaled, so every
 //! tier, every thread count and every order of summation gives the same bits:
 //!
-//! y[t][r] = (Σ_g (Σ_{c in g} q[t][c] · table[code[r][c]]) as f32 · scale[r][g]) · (x_scale[t] / 119)
+//! y[t][r] = Σ_g (Σ_{c in g} q[t][c] · table[code[r][c]]) as f32 · scale[r][g] · (x_scale[t][g] / 119)
 //!
-//! with groups g folded in order, each addition and multiplication rounded to f32. The table is
-//! within 1.7 % of the prime grid's values ([`Int8Grid::max_relative_error`]); a token's
-//! activations are within half of 1/127 of its largest.
+//! with groups g folded in order, each product taken from the left and rounded to f32. The table is
+//! within 1.7 % of the prime grid's values ([`Int8Grid::max_relative_error`]); activations are
+//! within half of 1/127 of the largest that shares their scale.
 //!
-//! A token with a NaN or an infinity gets the scale NaN: all its products are NaN, as they would
-//! be in float.
+//! A group with a NaN or an infinity gets the scale NaN: all products of its token are NaN, as they
+//! would be in float.
 
 mod gemm;
 mod gemv;

@@ -10,7 +10,7 @@ use primal_lut::QuantMatrix;
 use rayon::prelude::*;
 
 use crate::dense::{matmul_nn, matmul_nt};
-use crate::int8::{QuantisedRows, int8_matmul_nn, int8_matmul_nt};
+use crate::int8::{Int8Rows, QuantisedRows, int8_matmul_nn, int8_matmul_nt};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes, exp, ln};
 use crate::rows::{MatrixRows, fill_rows};
@@ -93,8 +93,9 @@ impl CrossEntropyScratch {
 
     /// Holds what the integer kernels take, `None` where a product goes by float.
     fn int8_head<'h>(&self, head: &'h dyn MatrixRows) -> Option<&'h QuantMatrix> {
-        head.quant()
-            .filter(|matrix| self.int8 && matrix.group() == matrix.cols())
+        head.quant().filter(|matrix| {
+            self.int8 && matrix.group() == matrix.cols() && matrix.int8_grid().is_some()
+        })
     }
 
     /// Decodes the head's rows `tile` into the scratch.
@@ -293,19 +294,15 @@ fn tile_logits<'s>(
         n <= scratch.running.len() && n * width <= scratch.logits.len(),
         "scratch for {n} rows, a tile of {width} and width {cols}"
     );
-    let in_int8 = match scratch.int8_head(head) {
-        Some(matrix) => {
-            assert_eq!(
-                (scratch.x.rows(), scratch.x.cols()),
-                (n, cols),
-                "x was taken"
-            );
-            let logits = &mut scratch.logits[..n * width];
-            int8_matmul_nt(isa, &scratch.x, matrix, tile.clone(), logits, false)
-        }
-        None => false,
-    };
-    if !in_int8 {
+    if let Some(matrix) = scratch.int8_head(head) {
+        assert_eq!(
+            (scratch.x.rows(), scratch.x.cols()),
+            (n, cols),
+            "x was taken"
+        );
+        let logits = &mut scratch.logits[..n * width];
+        int8_matmul_nt(isa, &scratch.x, matrix, tile, logits, false);
+    } else {
         scratch.decode(isa, head, tile);
         let head_rows = &scratch.head[..width * cols];
         let logits = &mut scratch.logits[..n * width];

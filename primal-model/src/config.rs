@@ -129,7 +129,7 @@ pub struct TrainConfig {
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {
     /// In int8: weights through the table, activations and gradients in int8 with a scale a
-    /// token; weight gradients in bf16 where the CPU multiplies it.
+    /// token, or a group of it where weights have groups; weight gradients in bf16 where the CPU multiplies it.
     #[default]
     Int8,
     /// The same, and what the weight gradients multiply is rounded to int8 too, by blocks of 32

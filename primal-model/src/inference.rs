@@ -81,7 +81,7 @@ impl Matrix {
         let n = x.len() / cols;
         match &self.0 {
             Storage::Packed(weights) => {
-                scratch.quantise(isa, x, cols, None);
+                assert!(scratch.quantise_for(isa, x, weights), "packed as bytes");
                 if n == 1 {
                     kernels::int8_matvec(isa, weights, scratch, y);
                 } else {

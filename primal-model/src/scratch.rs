@@ -120,11 +120,11 @@ impl LinearScratch {
         accumulate: bool,
     ) {
         let (out, input) = (weight.rows(), weight.cols());
-        if let (true, Some(matrix)) = (self.compute.is_int8(), weight.quant()) {
-            self.quantised.quantise(isa, x, input, None);
-            if kernels::int8_matmul_nt(isa, &self.quantised, matrix, 0..out, y, accumulate) {
-                return;
-            }
+        if let (true, Some(matrix)) = (self.compute.is_int8(), weight.quant())
+            && self.quantised.quantise_for(isa, x, matrix)
+        {
+            kernels::int8_matmul_nt(isa, &self.quantised, matrix, 0..out, y, accumulate);
+            return;
         }
         let w = values(isa, weight, &mut self.decoded);
         kernels::matmul_nt(x, w, y, x.len() / input, out, input, piece_rows, accumulate);

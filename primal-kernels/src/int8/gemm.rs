@@ -40,13 +40,12 @@ pub fn int8_panel_bytes(depth: usize) -> u64 {
     (depth.div_ceil(4) * size_of::<Quad>() + size_of::<[f32; PANEL_COLS]>()) as u64
 }
 
-/// y = x wᵀ, or y += x wᵀ when `accumulate`, over rows `rows` of `w`: x (n, K) quantised, w
-/// (M, K), y (n, rows.len()) f32; as exact as [`QuantisedRows`] says. Returns false,
-/// with nothing done, where `w` has no integer form: groups that are neither the whole row nor a
-/// multiple of 32, more than 65,536 columns or a grid without an i8 view.
+/// y = x wᵀ, or y += x wᵀ when `accumulate`, over rows `rows` of `w`: x (n, K) **quantised for
+/// `w`**, w (M, K), y (n, rows.len()) f32; as exact as [`QuantisedRows`] says.
 ///
 /// # Panics
-/// If a length does not match, or `rows.start` is no multiple of 64.
+/// If a length does not match, `x` has other groups than `w` or was not quantised for it, or
+/// `rows.start` is no multiple of 64.
 pub fn int8_matmul_nt(
     isa: Isa,
     x: &QuantisedRows,
@@ -54,30 +53,23 @@ pub fn int8_matmul_nt(
     rows: Range<usize>,
     y: &mut [f32],
     accumulate: bool,
-) -> bool {
+) {
     let (m, k, n) = (rows.len(), w.cols(), x.rows());
     assert!(
         rows.end <= w.rows() && rows.start.is_multiple_of(PANEL_COLS),
         "rows {rows:?}"
     );
-    assert_eq!(x.cols(), k, "x is (n, {k})");
+    assert_eq!((x.cols(), x.group()), (k, w.group()), "x is (n, {k})");
     assert_eq!(y.len(), n * m, "y is (n, {m})");
-    let group = w.group();
-    if (group != k && !group.is_multiple_of(GROUP_UNIT)) || k > INT8_MAX_COLS {
-        return false;
-    }
-    let Some(table) = w.int8_grid() else {
-        return false;
-    };
+    let table = w.int8_grid().expect("x was quantised for w");
     let source = Source {
         depth: k,
-        group,
+        group: w.group(),
         unit_value: table.unit_value,
         fill: &|first, panel| w.fill_panel(isa, &table, rows.start + first, rows.end, panel),
         scale: &|col, group| w.scale(rows.start + col, group),
     };
     multiply(isa, x, &source, y, m, accumulate);
-    true
 }
 
 /// dx = dy w, or dx += dy w when `accumulate`, over rows `rows` of `w`: dy (n, rows.len())
@@ -218,62 +210,59 @@ unsafe fn multiply_panel(
             for t in 0..count {
                 let unit_sums = x.unit_sums(first + t);
                 let end = ((group + 1) * group_units).min(unit_sums.len());
-                let offset = 128 * unit_sums[group * group_units..end].iter().sum::<i32>();
-                dispatch!(isa, fold_group(&sums[t], offset, scales, &mut totals[t]));
+                let unit_sums = unit_sums[group * group_units..end].iter();
+                let offset = 128 * unit_sums.map(|&sum| i32::from(sum)).sum::<i32>();
+                let scale = x.scales(first + t)[group] * source.unit_value;
+                dispatch!(
+                    isa,
+                    fold_group(&sums[t], offset, scales, scale, &mut totals[t])
+                );
             }
         }
         for (t, total) in totals[..count].iter().enumerate() {
-            let scale = x.scale(first + t) * source.unit_value;
             let at = (first + t) * output.cols + first_col;
             // SAFETY: the caller's promise covers row `first + t`, columns from `first_col` on.
             let y = unsafe { std::slice::from_raw_parts_mut(output.start.add(at), width) };
-            dispatch!(isa, finish(&total[..width], scale, output.accumulate, y));
+            dispatch!(isa, finish(&total[..width], output.accumulate, y));
         }
     }
 }
 
-/// totals += (sums − offset) as f32 · scales.
+/// totals += (sums − offset) as f32 · scales · scale.
 #[inline(always)]
 fn fold_group<L: Lanes>(
     lanes: L,
     sums: &[i32; PANEL_COLS],
     offset: i32,
     scales: &[f32; PANEL_COLS],
+    scale: f32,
     totals: &mut [f32; PANEL_COLS],
 ) {
-    let offset = lanes.splat_i(offset);
+    let (offset, scale) = (lanes.splat_i(offset), lanes.splat(scale));
     let totals = totals.as_chunks_mut::<LANES>().0;
     let parts = sums.as_chunks().0.iter().zip(scales.as_chunks().0);
     for ((sums, scales), total) in parts.zip(totals) {
         let sum = lanes.convert(lanes.sub_i(lanes.load_i(sums), offset));
-        let new = lanes.mul_then_add(sum, lanes.load(scales), lanes.load(total));
+        let scaled = lanes.mul(sum, lanes.load(scales));
+        let new = lanes.mul_then_add(scaled, scale, lanes.load(total));
         lanes.store(new, total);
     }
 }
 
-/// y (+)= totals · scale.
+/// y (+)= totals.
 #[inline(always)]
-fn finish<L: Lanes>(lanes: L, totals: &[f32], scale: f32, accumulate: bool, y: &mut [f32]) {
-    let scale = lanes.splat(scale);
+fn finish<L: Lanes>(lanes: L, totals: &[f32], accumulate: bool, y: &mut [f32]) {
+    if !accumulate {
+        y.copy_from_slice(totals);
+        return;
+    }
     let (totals, total_tail) = totals.as_chunks::<LANES>();
     let (y, y_tail) = y.as_chunks_mut::<LANES>();
     for (total, y) in totals.iter().zip(y) {
-        let product = lanes.mul(lanes.load(total), scale);
-        let sum = if accumulate {
-            lanes.add(lanes.load(y), product)
-        } else {
-            product
-        };
-        lanes.store(sum, y);
+        lanes.store(lanes.add(lanes.load(y), lanes.load(total)), y);
     }
-    if !total_tail.is_empty() {
-        let product = lanes.mul(lanes.load_tail(total_tail), scale);
-        let sum = if accumulate {
-            lanes.add(lanes.load_tail(y_tail), product)
-        } else {
-            product
-        };
-        lanes.store_tail(sum, y_tail);
+    for (total, y) in total_tail.iter().zip(y_tail) {
+        *y += total;
     }
 }
 

@@ -15,9 +15,10 @@ pub(super) struct Token<'a> {
     /// Steps of eight columns, at least as many as the weights have.
     pub(super) values: &'a [[i8; 8]],
     /// Sums of 32 columns.
-    pub(super) unit_sums: &'a [i32],
-    /// Of the token, the unit of the table in it.
-    pub(super) scale: f32,
+    pub(super) unit_sums: &'a [i16],
+    /// One a group of the weights.
+    scales: &'a [f32],
+    unit_value: f32,
 }
 
 impl Token<'_> {
@@ -27,21 +28,31 @@ impl Token<'_> {
         let units = (8 * group_steps).div_ceil(GROUP_UNIT);
         let start = (group * units).min(self.unit_sums.len());
         let end = (start + units).min(self.unit_sums.len());
-        128 * self.unit_sums[start..end].iter().sum::<i32>()
+        let sums = self.unit_sums[start..end].iter();
+        128 * sums.map(|&sum| i32::from(sum)).sum::<i32>()
+    }
+
+    /// Of group `group`, the unit of the table in it.
+    #[inline(always)]
+    pub(super) fn scale(&self, group: usize) -> f32 {
+        self.scales[group] * self.unit_value
     }
 }
 
 /// y = W x for one quantised token, `y` (rows) f32; as exact as [`QuantisedRows`] says.
 ///
 /// # Panics
-/// If `x` does not hold one row of `weights.cols()` or `y` has another length than its rows.
+/// If `x` does not hold one row of `weights.cols()` with scales by `weights.group()`, or `y` has
+/// another length than its rows.
 pub fn int8_matvec(isa: Isa, weights: &PackedWeights, x: &QuantisedRows, y: &mut [f32]) {
     assert_eq!((x.rows(), x.cols()), (1, weights.cols()), "one token");
+    assert_eq!(x.group(), weights.group(), "scales by the same groups");
     assert_eq!(y.len(), weights.rows(), "output of a matrix-vector product");
     let token = Token {
         values: x.row(0).as_chunks().0,
         unit_sums: x.unit_sums(0),
-        scale: x.scale(0) * weights.table().unit_value,
+        scales: x.scales(0),
+        unit_value: weights.table().unit_value,
     };
     let path = Path::of(isa);
     let task_blocks = (TASK_WEIGHTS / (BLOCK_ROWS * weights.cols())).max(1);
@@ -103,8 +114,7 @@ fn block_product_scalar(
             }
         }
         for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
-            *out += sum as f32 * scale;
+            *out += sum as f32 * scale * token.scale(group);
         }
     }
-    out.iter_mut().for_each(|out| *out *= token.scale);
 }

@@ -1,8 +1,8 @@
-//! Activations as int8, one scale a token.
+//! Activations as int8, one scale a token or a group of its columns.
 
 use rayon::prelude::*;
 
-use super::{GROUP_UNIT, INT8_MAX_COLS};
+use super::{GROUP_UNIT, INT8_MAX_COLS, Int8Rows};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
@@ -12,23 +12,25 @@ const ROW_ALIGNMENT: usize = 64;
 /// Values that one task quantises, at least a row.
 const TASK_VALUES: usize = 1 << 15;
 
-/// Token rows as int8: value = scale · q, q = round(x · 127 / max |x|), ties to even.
+/// Token rows as int8: value = scale · q, q = round(x · 127 / max |x|), ties to even, the maximum
+/// over a group of columns: those that share a scale of the weights.
 ///
-/// Products with weights sum q · table value in i32, exactly, and scale the sum once a group of
-/// columns and once a token. So they are off by what rounding to q and to the i8 table loses (half
-/// of 1/127 of the token's largest value, 1.7 % of a prime grid value), and by f32 rounding.
+/// Products with weights sum q · table value in i32, exactly, and scale the sum once a group. So
+/// they are off by what rounding to q and to the i8 table loses (half of 1/127 of the group's
+/// largest value, 1.7 % of a prime grid value), and by f32 rounding.
 ///
 /// The buffers are allocated once, for the largest product they are used in.
 #[derive(Debug, Clone)]
 pub struct QuantisedRows {
     /// (rows, stride) i8, zeros past the columns.
     values: Vec<i8>,
-    /// (rows) f32: max |x| / 127; NaN for a row that is not finite.
+    /// (rows, groups) f32: max |x| / 127; NaN for a group that is not finite.
     scales: Vec<f32>,
-    /// (rows, stride / 32) i32: sums of 32 columns.
-    sums: Vec<i32>,
+    /// (rows, stride / 32): sums of 32 columns.
+    sums: Vec<i16>,
     rows: usize,
     cols: usize,
+    group: usize,
 }
 
 impl QuantisedRows {
@@ -37,30 +39,61 @@ impl QuantisedRows {
         let stride = cols.next_multiple_of(ROW_ALIGNMENT);
         QuantisedRows {
             values: vec![0; rows * stride],
-            scales: vec![0.0; rows],
+            scales: vec![0.0; rows * stride / GROUP_UNIT],
             sums: vec![0; rows * stride / GROUP_UNIT],
             rows: 0,
             cols: 0,
+            group: 0,
         }
     }
 
     /// Bytes of [`QuantisedRows::new`].
     pub fn bytes(rows: usize, cols: usize) -> u64 {
         let stride = cols.next_multiple_of(ROW_ALIGNMENT);
-        (rows * (stride + 4 + 4 * stride / GROUP_UNIT)) as u64
+        (rows * (stride + 6 * stride / GROUP_UNIT)) as u64
     }
 
     /// Bytes held.
     pub fn allocated_bytes(&self) -> u64 {
-        (self.values.len() + 4 * self.scales.len() + 4 * self.sums.len()) as u64
+        (self.values.len() + 4 * self.scales.len() + 2 * self.sums.len()) as u64
     }
 
-    /// Quantises `x` (rows, cols) f32, each column times `col_scale` (cols) first if there is one:
-    /// the gradient of a layer's output takes the row scales of the layer's weights that way.
+    /// Quantises `x` (rows, cols) f32 with a scale a row, each column times `col_scale` (cols)
+    /// first if there is one: the gradient of a layer's output takes the row scales of the layer's
+    /// weights that way.
     ///
     /// # Panics
     /// If the rows do not fit, or `cols` is 0 or beyond [`INT8_MAX_COLS`].
     pub fn quantise(&mut self, isa: Isa, x: &[f32], cols: usize, col_scale: Option<&[f32]>) {
+        self.quantise_groups(isa, x, (cols, cols), col_scale);
+    }
+
+    /// Quantises `x` (rows, K) f32 for a product with `w` (M, K), with a scale for each group of
+    /// columns for which `w` has one. Returns false, with nothing done, where `w` has no integer
+    /// form: groups that are neither the whole row nor a multiple of 32, more than
+    /// [`INT8_MAX_COLS`] columns or a grid without an i8 view.
+    ///
+    /// # Panics
+    /// If the rows do not fit.
+    pub fn quantise_for(&mut self, isa: Isa, x: &[f32], w: &dyn Int8Rows) -> bool {
+        let (cols, group) = (w.cols(), w.group());
+        if (group != cols && !group.is_multiple_of(GROUP_UNIT))
+            || cols > INT8_MAX_COLS
+            || w.int8_grid().is_none()
+        {
+            return false;
+        }
+        self.quantise_groups(isa, x, (cols, group), None);
+        true
+    }
+
+    fn quantise_groups(
+        &mut self,
+        isa: Isa,
+        x: &[f32],
+        (cols, group): (usize, usize),
+        col_scale: Option<&[f32]>,
+    ) {
         assert!((1..=INT8_MAX_COLS).contains(&cols), "{cols} columns");
         assert!(x.len().is_multiple_of(cols), "whole rows");
         if let Some(scale) = col_scale {
@@ -68,28 +101,29 @@ impl QuantisedRows {
         }
         let rows = x.len() / cols;
         let stride = cols.next_multiple_of(ROW_ALIGNMENT);
+        let units = stride / GROUP_UNIT;
         assert!(
-            rows * stride <= self.values.len() && rows <= self.scales.len(),
+            rows * stride <= self.values.len() && rows * units <= self.scales.len(),
             "room for {rows} rows of {cols} columns"
         );
-        (self.rows, self.cols) = (rows, cols);
+        (self.rows, self.cols, self.group) = (rows, cols, group);
+        let groups = cols.div_ceil(group);
         let task_rows = (TASK_VALUES / stride).max(1);
-        let units = stride / GROUP_UNIT;
         self.values[..rows * stride]
             .par_chunks_mut(task_rows * stride)
             .zip(self.sums[..rows * units].par_chunks_mut(task_rows * units))
             .zip(
-                self.scales[..rows]
-                    .par_chunks_mut(task_rows)
+                self.scales[..rows * groups]
+                    .par_chunks_mut(task_rows * groups)
                     .zip(x.par_chunks(task_rows * cols)),
             )
             .for_each(|((values, sums), (scales, x))| {
                 let rows = values
                     .chunks_exact_mut(stride)
                     .zip(sums.chunks_exact_mut(units))
-                    .zip(scales.iter_mut().zip(x.chunks_exact(cols)));
-                for ((values, sums), (scale, x)) in rows {
-                    *scale = dispatch!(isa, quantise_row(x, col_scale, values, sums));
+                    .zip(scales.chunks_exact_mut(groups).zip(x.chunks_exact(cols)));
+                for ((values, sums), (scales, x)) in rows {
+                    dispatch!(isa, quantise_row(x, group, col_scale, values, sums, scales));
                 }
             });
     }
@@ -111,26 +145,57 @@ impl QuantisedRows {
         &self.values[row * stride..][..stride]
     }
 
-    /// The value of one unit in a row.
-    pub fn scale(&self, row: usize) -> f32 {
-        self.scales[row]
+    /// Columns that share a scale.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
+    /// The value of one unit in each group of a row.
+    pub fn scales(&self, row: usize) -> &[f32] {
+        let groups = self.cols.div_ceil(self.group);
+        &self.scales[row * groups..][..groups]
     }
 
     /// Sums of 32 columns each of a row.
-    pub(super) fn unit_sums(&self, row: usize) -> &[i32] {
+    pub(super) fn unit_sums(&self, row: usize) -> &[i16] {
         let units = self.cols.next_multiple_of(ROW_ALIGNMENT) / GROUP_UNIT;
         &self.sums[row * units..][..units]
     }
 }
 
-/// Quantises a row, returns its scale. `values` and `sums` are padded.
+/// Quantises a row group by group. `values` and `sums` are padded.
 #[inline(always)]
 fn quantise_row<L: Lanes>(
     lanes: L,
     x: &[f32],
+    group: usize,
     col_scale: Option<&[f32]>,
     values: &mut [i8],
-    sums: &mut [i32],
+    sums: &mut [i16],
+    scales: &mut [f32],
+) {
+    let last = scales.len() - 1;
+    let (mut values, mut sums) = (values, sums);
+    for (g, (x, scale)) in x.chunks(group).zip(scales).enumerate() {
+        // The last group takes the padding.
+        let width = if g == last { values.len() } else { group };
+        let (group_values, rest) = values.split_at_mut(width);
+        values = rest;
+        let (group_sums, rest) = sums.split_at_mut(width / GROUP_UNIT);
+        sums = rest;
+        let col_scale = col_scale.map(|scales| &scales[g * group..][..x.len()]);
+        *scale = quantise_group(lanes, x, col_scale, group_values, group_sums);
+    }
+}
+
+/// Quantises a group of columns, returns its scale. `values` and `sums` are padded.
+#[inline(always)]
+fn quantise_group<L: Lanes>(
+    lanes: L,
+    x: &[f32],
+    col_scale: Option<&[f32]>,
+    values: &mut [i8],
+    sums: &mut [i16],
 ) -> f32 {
     // Whole vectors first; the rest is padded, in x and in its scale, with zeros.
     let n_vectors = x.len() / LANES;
@@ -153,13 +218,13 @@ fn quantise_row<L: Lanes>(
     }
 }
 
-/// [`quantise_row`] of vectors that may be more than `values` has room for: those are zeros.
+/// [`quantise_group`] of vectors that may be more than `values` has room for: those are zeros.
 #[inline(always)]
 fn quantise_vectors<L: Lanes>(
     lanes: L,
     x: impl Iterator<Item = L::F> + Clone,
     values: &mut [i8],
-    sums: &mut [i32],
+    sums: &mut [i16],
 ) -> f32 {
     let mut largest = lanes.zero();
     // x · 0 is NaN for what is not finite, and any NaN in a sum stays.
@@ -174,7 +239,7 @@ fn quantise_vectors<L: Lanes>(
     if !finite || !inverse.is_finite() {
         values.fill(0);
         sums.fill(0);
-        // A row of zeros, or of numbers too small to invert, is zero; anything else poisons.
+        // A group of zeros, or of numbers too small to invert, is zero; anything else poisons.
         return if finite { 0.0 } else { f32::NAN };
     }
     let inverse = lanes.splat(inverse);
@@ -193,7 +258,7 @@ fn quantise_vectors<L: Lanes>(
         }
         let mut parts = [0; LANES];
         lanes.store_i(unit_sum, &mut parts);
-        *sum = parts.iter().sum();
+        *sum = parts.iter().sum::<i32>() as i16;
     }
     largest / 127.0
 }

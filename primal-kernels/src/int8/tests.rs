@@ -21,6 +21,12 @@ fn quantised(isa: Isa, x: &[f32], cols: usize) -> QuantisedRows {
     rows
 }
 
+fn quantised_for(isa: Isa, x: &[f32], w: &QuantMatrix) -> QuantisedRows {
+    let mut rows = QuantisedRows::new(x.len() / w.cols(), w.cols());
+    assert!(rows.quantise_for(isa, x, w));
+    rows
+}
+
 fn pack(matrix: &QuantMatrix) -> PackedWeights {
     let wide = matrix.grid().is_wide();
     let bytes = PackedWeights::arena_bytes(matrix.rows(), matrix.cols(), wide);
@@ -42,9 +48,10 @@ fn oracle(x: &QuantisedRows, w: &QuantMatrix) -> Vec<f32> {
                         i32::from(table.values[usize::from(w.code(r, c))]) * i32::from(x.row(t)[c])
                     })
                     .sum();
-                total += sum as f32 * w.scales()[r * w.groups_per_row() + g];
+                let scale = w.scales()[r * w.groups_per_row() + g];
+                total += sum as f32 * scale * (x.scales(t)[g] * table.unit_value);
             }
-            out.push(total * (x.scale(t) * table.unit_value));
+            out.push(total);
         }
     }
     out
@@ -75,8 +82,22 @@ fn quantising_is_round_to_nearest_with_ties_to_even() {
         let rows = quantised(isa, &x, 7);
         assert_eq!(rows.row(0)[..7], [127, 0, 2, -2, -127, 3, 0]);
         assert!(rows.row(0)[7..].iter().all(|&q| q == 0));
-        assert_eq!(rows.scale(0), 1.0);
+        assert_eq!(rows.scales(0)[0], 1.0);
         assert_eq!(rows.unit_sums(0), [3, 0]);
+    }
+}
+
+#[test]
+fn each_group_of_the_weights_scales_its_activations() {
+    let w = matrix(&Grid::prime(), 1, 72, 32, 1);
+    let mut x = vec![1.0; 72];
+    x[..32].fill(-254.0);
+    x[64..].fill(0.0);
+    for isa in Isa::variants() {
+        let rows = quantised_for(isa, &x, &w);
+        assert_eq!(rows.scales(0), [2.0, 1.0 / 127.0, 0.0]);
+        assert_eq!(rows.row(0)[31..33], [-127, 127]);
+        assert_eq!(rows.unit_sums(0), [-127 * 32, 127 * 32, 0, 0]);
     }
 }
 
@@ -130,7 +151,7 @@ fn rows_that_are_not_finite_poison_their_products_alone() {
             x[80..].fill(0.0);
             let x = quantised(isa, &x, 40);
             let mut y = vec![1.0; 9];
-            assert!(int8_matmul_nt(isa, &x, &w, 0..3, &mut y, false));
+            int8_matmul_nt(isa, &x, &w, 0..3, &mut y, false);
             assert!(
                 y[..3].iter().all(|y| y.is_finite() && *y != 0.0),
                 "{}",
@@ -141,7 +162,10 @@ fn rows_that_are_not_finite_poison_their_products_alone() {
         }
         // Too small to invert: zero, not infinity.
         let tiny = quantised(isa, &[1e-39, -1e-40], 2);
-        assert_eq!((tiny.scale(0), &tiny.row(0)[..2]), (0.0, [0, 0].as_slice()));
+        assert_eq!(
+            (tiny.scales(0)[0], &tiny.row(0)[..2]),
+            (0.0, [0, 0].as_slice())
+        );
     }
 }
 
@@ -159,7 +183,7 @@ fn column_scales_go_in_first() {
         let want = quantised(Isa::available()[0], &scaled, 37);
         for t in 0..5 {
             assert_eq!(rows.row(t), want.row(t));
-            assert_eq!(rows.scale(t).to_bits(), want.scale(t).to_bits());
+            assert_eq!(rows.scales(t)[0].to_bits(), want.scales(t)[0].to_bits());
         }
     }
 }
@@ -193,7 +217,7 @@ fn the_largest_sums_are_exact() {
             let mut y = vec![0.0; 2];
             int8_matvec(isa, &pack(&w), &x, &mut y);
             assert_eq!(y, want, "{}", isa.name());
-            assert!(int8_matmul_nt(isa, &x, &w, 0..2, &mut y, false));
+            int8_matmul_nt(isa, &x, &w, 0..2, &mut y, false);
             assert_eq!(y, want, "{}", isa.name());
         }
     }
@@ -214,10 +238,9 @@ fn packed_rows_read_back() {
 
 #[test]
 fn what_has_no_integer_form_is_refused() {
-    let x = quantised(Isa::best(), &noise(48, 1), 48);
+    let mut x = quantised(Isa::best(), &noise(48, 1), 48);
     let odd = matrix(&Grid::prime(), 4, 48, 20, 1);
-    let mut y = [0.0; 4];
-    assert!(!int8_matmul_nt(Isa::best(), &x, &odd, 0..4, &mut y, false));
+    assert!(!x.quantise_for(Isa::best(), &noise(48, 1), &odd));
     let mut arena = HugeArena::new(1 << 20).unwrap();
     assert!(PackedWeights::new(&odd, &mut arena).is_none());
     let grouped = matrix(&Grid::prime(), 48, 64, 32, 1);
@@ -251,21 +274,21 @@ proptest! {
         let packed = pack(&w);
         for isa in Isa::variants() {
             let name = format!("{} {:?}", isa.name(), isa.extras());
-            let x = quantised(isa, &x_values, cols);
+            let x = quantised_for(isa, &x_values, &w);
             let product = oracle(&x, &w);
             let want: Vec<f32> = product.iter().zip(&before).map(|(p, b)| if accumulate { b + p } else { *p }).collect();
             for source in [&w as &dyn Int8Rows, &packed] {
                 let mut y = before.clone();
-                prop_assert!(int8_matmul_nt(isa, &x, source, 0..rows, &mut y, accumulate));
+                int8_matmul_nt(isa, &x, source, 0..rows, &mut y, accumulate);
                 prop_assert_eq!(&y, &want, "{}", name);
             }
             if rows > 64 {
                 let mut y = vec![0.0; n * (rows - 64)];
-                prop_assert!(int8_matmul_nt(isa, &x, &packed, 64..rows, &mut y, false));
+                int8_matmul_nt(isa, &x, &packed, 64..rows, &mut y, false);
                 let part: Vec<f32> = product.chunks_exact(rows).flat_map(|row| row[64..].to_vec()).collect();
                 prop_assert_eq!(&y, &part, "{}", name);
             }
-            let one = quantised(isa, &x_values[..cols], cols);
+            let one = quantised_for(isa, &x_values[..cols], &w);
             let mut y = vec![0.0; rows];
             int8_matvec(isa, &packed, &one, &mut y);
             prop_assert_eq!(&y[..], &product[..rows], "{}", name);
@@ -295,7 +318,7 @@ proptest! {
                     let sum: i32 = used.clone().enumerate()
                         .map(|(i, r)| i32::from(q.row(t)[i]) * i32::from(table.values[usize::from(w.code(r, c))]))
                         .sum();
-                    let product = sum as f32 * (q.scale(t) * table.unit_value);
+                    let product = sum as f32 * (q.scales(t)[0] * table.unit_value);
                     let at = &mut want[t * cols + c];
                     *at = if accumulate { *at + product } else { product };
                 }
@@ -315,7 +338,7 @@ fn thread_count_changes_no_bit() {
     let one = quantised(Isa::best(), &noise(200, 3), 200);
     let [a, b] = on_one_and_two_threads(|| {
         let (mut y, mut y1) = (vec![0.0; 1600 * 300], vec![0.0; 300]);
-        assert!(int8_matmul_nt(Isa::best(), &x, &w, 0..300, &mut y, false));
+        int8_matmul_nt(Isa::best(), &x, &w, 0..300, &mut y, false);
         int8_matvec(Isa::best(), &packed, &one, &mut y1);
         (y, y1)
     });
@@ -330,14 +353,7 @@ fn the_error_against_float_is_small() {
     let (values, x) = (w.dequantise(), noise(n * cols, 12));
     let isa = Isa::best();
     let mut y = vec![0.0; n * rows];
-    assert!(int8_matmul_nt(
-        isa,
-        &quantised(isa, &x, cols),
-        &w,
-        0..rows,
-        &mut y,
-        false
-    ));
+    int8_matmul_nt(isa, &quantised(isa, &x, cols), &w, 0..rows, &mut y, false);
     let (mut error, mut size) = (0.0, 0.0);
     for t in 0..n {
         for r in 0..rows {

@@ -277,10 +277,11 @@ fn block_512<const WIDE: bool>(
         }
         // SAFETY: the array holds the 64 bytes read.
         let scales = unsafe { _mm512_loadu_ps(scales.as_ptr()) };
-        total = _mm512_add_ps(total, _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scales));
+        let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scales);
+        let scale = _mm512_set1_ps(token.scale(group));
+        total = _mm512_add_ps(total, _mm512_mul_ps(product, scale));
         start = end;
     }
-    let total = _mm512_mul_ps(total, _mm512_set1_ps(token.scale));
     // SAFETY: the array holds the 64 bytes written.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
 }
@@ -346,13 +347,14 @@ fn block_256<const VNNI: bool>(
             let sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(offset));
             // SAFETY: the array holds the 32 bytes read.
             let scales = unsafe { _mm256_loadu_ps(scales[part].as_ptr()) };
-            *total = _mm256_add_ps(*total, _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scales));
+            let product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scales);
+            let scale = _mm256_set1_ps(token.scale(group));
+            *total = _mm256_add_ps(*total, _mm256_mul_ps(product, scale));
         }
         start = end;
     }
     let (out, _) = out.as_chunks_mut::<8>();
     for (out, total) in out.iter_mut().zip(totals) {
-        let total = _mm256_mul_ps(total, _mm256_set1_ps(token.scale));
         // SAFETY: the array holds the 32 bytes written.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
     }
