@@ -104,6 +104,25 @@ impl Windows {
         self.time
     }
 
+    /// Number of windows.
+    pub(crate) fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Some of the windows.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Windows {
+        Windows {
+            starts: self.starts[range].to_vec(),
+            ..*self
+        }
+    }
+
+    /// Predictions that count.
+    fn predictions(&self) -> u64 {
+        let counted = |&start| self.counted(start).len() as u64;
+        self.starts.iter().map(counted).sum()
+    }
+
     /// The predictions of a window that count.
     fn counted(&self, start: usize) -> Range<usize> {
         if start == 0 {
@@ -127,7 +146,8 @@ pub fn evaluate(
     windows: &Windows,
 ) -> Result<EvalLoss, ModelError> {
     let mut acts = buffers(model, compute, windows);
-    evaluate_with(model, isa, tokens, windows, &mut acts)
+    let sums = window_losses(model, isa, tokens, windows, &mut acts)?;
+    mean_loss(tokens, windows, &sums)
 }
 
 /// Buffers for some windows at once.
@@ -147,31 +167,67 @@ pub(crate) fn evaluate_by(
     rows: usize,
     sum_of_losses: &mut dyn FnMut(&Pass<'_>) -> Result<f64, ModelError>,
 ) -> Result<EvalLoss, ModelError> {
-    let mut losses = Losses::default();
+    let mut sums = Vec::new();
     for_each_pass(tokens, windows, rows, &mut |pass| {
-        losses.nats += sum_of_losses(pass)?;
-        let counted = pass.targets.iter().filter(|&&target| target != u32::MAX);
-        losses.count += counted.count() as u64;
+        sums.push(sum_of_losses(pass)?);
         Ok(())
     })?;
-    losses.result(tokens)
+    mean_loss(tokens, windows, &sums)
 }
 
-/// [`evaluate`] with the caller's buffers.
-pub(crate) fn evaluate_with(
+/// The sum of the losses in nats of each window, with the caller's buffers: to be folded by
+/// [`mean_loss`], no matter who computed which of them.
+pub(crate) fn window_losses(
     model: &Model,
     isa: Isa,
     tokens: &TokenStream,
     windows: &Windows,
     acts: &mut Activations,
-) -> Result<EvalLoss, ModelError> {
-    let mut losses = Losses::default();
+) -> Result<Vec<f64>, ModelError> {
+    let mut sums = Vec::with_capacity(windows.len());
     for_each_pass(tokens, windows, acts.losses().len(), &mut |pass| {
         model.forward(isa, pass, acts);
-        losses.add(pass, acts);
+        sums.extend(sums_by_window(pass, acts));
         Ok(())
     })?;
-    losses.result(tokens)
+    Ok(sums)
+}
+
+/// The sum of the losses of each window of a pass that was just computed.
+fn sums_by_window<'a>(
+    pass: &'a Pass<'_>,
+    acts: &'a Activations,
+) -> impl Iterator<Item = f64> + use<'a> {
+    let windows = pass.targets.chunks_exact(pass.time);
+    let losses = acts.losses().chunks_exact(pass.time);
+    windows.zip(losses).map(|(targets, losses)| {
+        let pairs = losses.iter().zip(targets);
+        let counted = pairs.filter(|&(_, &target)| target != u32::MAX);
+        counted.map(|(&loss, _)| f64::from(loss)).sum()
+    })
+}
+
+/// The loss over `windows` from its parts in their order.
+pub(crate) fn mean_loss(
+    tokens: &TokenStream,
+    windows: &Windows,
+    sums: &[f64],
+) -> Result<EvalLoss, ModelError> {
+    let count = windows.predictions();
+    if count == 0 {
+        return Err(ModelError::Eval("no token of the text counts".into()));
+    }
+    let loss = sums.iter().sum::<f64>() / count as f64;
+    if !loss.is_finite() {
+        return Err(ModelError::Eval(format!(
+            "the loss is {loss}: the model is damaged"
+        )));
+    }
+    Ok(EvalLoss {
+        tokens: count,
+        loss,
+        bits_per_byte: loss / (std::f64::consts::LN_2 * tokens.bytes_per_token()),
+    })
 }
 
 /// [`evaluate`], and the divergence from `reference`, which knows the same tokens and is computed
@@ -195,13 +251,13 @@ pub fn compare(
     }
     let mut acts = buffers(model, compute, windows);
     let mut reference_acts = buffers(reference, Compute::Float, windows);
-    let (mut losses, mut total) = (Losses::default(), Divergence::default());
+    let (mut sums, mut total) = (Vec::with_capacity(windows.len()), Divergence::default());
     let n = acts.losses().len();
     let mut tiles = Tiles::new(n, vocab);
     for_each_pass(tokens, windows, n, &mut |pass| {
         model.forward(isa, pass, &mut acts);
         reference.forward(isa, pass, &mut reference_acts);
-        losses.add(pass, &acts);
+        sums.extend(sums_by_window(pass, &acts));
         tiles.divergence(
             isa,
             (reference, &reference_acts),
@@ -217,7 +273,7 @@ pub fn compare(
     if !total.kl.is_finite() {
         return Err(ModelError::Eval(format!("the divergence is {}", total.kl)));
     }
-    Ok((losses.result(tokens)?, total))
+    Ok((mean_loss(tokens, windows, &sums)?, total))
 }
 
 /// Hands over the windows in passes of up to `rows` tokens; targets that do not count are
@@ -229,7 +285,7 @@ fn for_each_pass(
     each: &mut dyn FnMut(&Pass<'_>) -> Result<(), ModelError>,
 ) -> Result<(), ModelError> {
     let time = windows.time;
-    if windows.starts.is_empty() || tokens.len() <= time {
+    if tokens.len() <= time {
         return Err(ModelError::Eval(
             "the text is shorter than one window".into(),
         ));
@@ -256,40 +312,6 @@ fn for_each_pass(
         })?;
     }
     Ok(())
-}
-
-#[derive(Default)]
-struct Losses {
-    nats: f64,
-    count: u64,
-}
-
-impl Losses {
-    fn add(&mut self, pass: &Pass<'_>, acts: &Activations) {
-        for (&loss, &target) in acts.losses().iter().zip(pass.targets) {
-            if target != u32::MAX {
-                self.nats += f64::from(loss);
-                self.count += 1;
-            }
-        }
-    }
-
-    fn result(&self, tokens: &TokenStream) -> Result<EvalLoss, ModelError> {
-        if self.count == 0 {
-            return Err(ModelError::Eval("no token of the text counts".into()));
-        }
-        let loss = self.nats / self.count as f64;
-        if !loss.is_finite() {
-            return Err(ModelError::Eval(format!(
-                "the loss is {loss}: the model is damaged"
-            )));
-        }
-        Ok(EvalLoss {
-            tokens: self.count,
-            loss,
-            bits_per_byte: loss / (std::f64::consts::LN_2 * tokens.bytes_per_token()),
-        })
-    }
 }
 
 /// The logits of two models, a tile of the vocabulary at a time.

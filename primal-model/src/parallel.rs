@@ -143,20 +143,14 @@ impl Ranks {
         self.exchange.ranks()
     }
 
-    /// This rank's micro-batches of every step.
-    pub(crate) fn own_micro_batches(&self) -> Range<usize> {
-        self.part(self.exchange.rank())
+    /// This rank's share of `count` micro-batches of a step, rows of a matrix or held-out windows.
+    pub(crate) fn own(&self, count: usize) -> Range<usize> {
+        self.share(self.exchange.rank(), count)
     }
 
-    fn part(&self, rank: usize) -> Range<usize> {
+    fn share(&self, rank: usize, count: usize) -> Range<usize> {
         let ranks = self.exchange.ranks();
-        rank * self.micro_batches / ranks..(rank + 1) * self.micro_batches / ranks
-    }
-
-    /// Rows of a matrix of `rows` rows that `rank` owns.
-    fn own_rows(&self, rank: usize, rows: usize) -> Range<usize> {
-        let ranks = self.exchange.ranks();
-        rank * rows / ranks..(rank + 1) * rows / ranks
+        rank * count / ranks..(rank + 1) * count / ranks
     }
 
     /// All ranks but this one.
@@ -231,7 +225,7 @@ impl Ranks {
         let started = Instant::now();
         self.voted.push(tensor);
         for to in self.others() {
-            let rows = self.own_rows(to, rows);
+            let rows = self.share(to, rows);
             let votes = &mut votes[rows.start * cols..rows.end * cols];
             let mut message = self.new_message();
             message.extend_from_slice(&tensor.to_le_bytes());
@@ -273,7 +267,7 @@ impl Ranks {
         };
         if agreed.finite {
             for (rank, said) in said.iter().enumerate() {
-                for (index, micro_batch) in self.part(rank).enumerate() {
+                for (index, micro_batch) in self.share(rank, self.micro_batches).enumerate() {
                     let start = HEAD_WORDS + index * self.piece_words();
                     let words = said[start..start + self.piece_words()].iter();
                     let mut add = AddDoubles { words };
@@ -309,7 +303,7 @@ impl Ranks {
     fn add_votes(&self, model: &mut Model, arrived: &[(usize, Vec<u8>)]) -> Result<(), ModelError> {
         each_matrix(model, &mut |weight| {
             let (tensor, cols) = (weight.tensor().to_le_bytes(), weight.cols());
-            let rows = self.own_rows(self.exchange.rank(), weight.rows());
+            let rows = self.own(weight.rows());
             let votes = weight.votes_mut();
             if votes.is_empty() {
                 return Ok(());
@@ -348,7 +342,7 @@ impl Ranks {
         let mut sums = vec![0.0; piece];
         for rank in 0..self.exchange.ranks() {
             // In the order of the micro-batches, as a single process would.
-            for index in 0..self.part(rank).len() {
+            for index in 0..self.share(rank, self.micro_batches).len() {
                 let start = (rank * slots + index) * piece;
                 for (sum, part) in sums.iter_mut().zip(&received[start..start + piece]) {
                     *sum += part;
@@ -375,7 +369,7 @@ impl Ranks {
         let mut message = self.new_message();
         let mut own = Vec::new();
         each_matrix(model, &mut |weight| {
-            let rows = self.own_rows(self.exchange.rank(), weight.rows());
+            let rows = self.own(weight.rows());
             let Some(nibbles) = own_nibbles(weight, rows.clone()) else {
                 return Ok(());
             };
@@ -417,7 +411,7 @@ impl Ranks {
                 if weight.quant().is_some() {
                     counted = own.next().unwrap_or_default();
                     for (from, unread) in &mut unread {
-                        let rows = self.own_rows(*from, weight.rows());
+                        let rows = self.share(*from, weight.rows());
                         match learn(weight, rows, unread) {
                             Some(theirs) => {
                                 counted.flips += theirs.flips;
@@ -443,7 +437,6 @@ impl Ranks {
         if std::mem::replace(&mut self.ballots_known, true) {
             return Ok(());
         }
-        let me = self.exchange.rank();
         each_matrix(model, &mut |weight| {
             let (rows, cols) = (weight.rows(), weight.cols());
             let ballot: &mut [u8] = bytemuck::cast_slice_mut(weight.ballot_mut());
@@ -453,15 +446,32 @@ impl Ranks {
             let of = |rows: Range<usize>| rows.start * cols..rows.end * cols;
             for to in self.others() {
                 let mut message = self.new_message();
-                message.extend_from_slice(&ballot[of(self.own_rows(me, rows))]);
+                message.extend_from_slice(&ballot[of(self.own(rows))]);
                 self.send(to, message);
             }
             for from in self.others() {
-                let place = of(self.own_rows(from, rows));
+                let place = of(self.share(from, rows));
                 self.receive_into(from, &mut ballot[place])?;
             }
             Ok(())
         })
+    }
+
+    /// All of `count` numbers, of which every rank has computed its share.
+    pub(crate) fn gather_numbers(
+        &mut self,
+        mut own: Vec<f64>,
+        count: usize,
+    ) -> Result<Vec<f64>, ModelError> {
+        let slots = count.div_ceil(self.exchange.ranks());
+        own.resize(slots, 0.0);
+        let mut all = vec![0.0; slots * self.exchange.ranks()];
+        self.gather(
+            bytemuck::cast_slice(&own),
+            bytemuck::cast_slice_mut(&mut all),
+        )?;
+        let said = |rank| &all[rank * slots..][..self.share(rank, count).len()];
+        Ok((0..self.exchange.ranks()).flat_map(said).copied().collect())
     }
 
     fn new_message(&mut self) -> Vec<u8> {

@@ -14,7 +14,7 @@ use crate::config::{Compute, Config};
 use crate::data::{Dataset, Sampler, eval_windows};
 use crate::engine::{self, Engine};
 use crate::error::ModelError;
-use crate::eval::{EvalLoss, Windows, evaluate_by, evaluate_with};
+use crate::eval::{EvalLoss, Windows, evaluate_by, mean_loss, window_losses};
 use crate::grid_use::GridUse;
 use crate::ledger::Ledger;
 use crate::metrics::{DoneRow, EvalRow, ExchangeRow, MetricsLog, StepRow};
@@ -441,7 +441,7 @@ impl Trainer {
         let passes = match &mut self.ranks {
             Some(ranks) => {
                 ranks.begin_step();
-                ranks.own_micro_batches()
+                ranks.own(train.micro_batches)
             }
             None => 0..train.micro_batches / per_pass,
         };
@@ -557,11 +557,20 @@ impl Trainer {
         on_event: &mut (dyn FnMut(Event<'_>) -> ControlFlow<()> + Send),
     ) -> Result<EvalLoss, ModelError> {
         let (data, windows) = (&self.data.val, &self.eval_windows);
-        let loss = match &mut self.engine {
-            Some(engine) => evaluate_by(data, windows, engine.rows(), &mut |pass| {
+        let loss = match (&mut self.engine, &mut self.ranks) {
+            (Some(engine), _) => evaluate_by(data, windows, engine.rows(), &mut |pass| {
                 engine.sum_of_losses(pass)
             })?,
-            None => evaluate_with(&self.model, self.isa, data, windows, &mut self.acts)?,
+            (None, Some(ranks)) => {
+                let own = windows.slice(ranks.own(windows.len()));
+                let own = window_losses(&self.model, self.isa, data, &own, &mut self.acts)?;
+                let all = ranks.gather_numbers(own, windows.len())?;
+                mean_loss(data, windows, &all)?
+            }
+            (None, None) => {
+                let all = window_losses(&self.model, self.isa, data, windows, &mut self.acts)?;
+                mean_loss(data, windows, &all)?
+            }
         };
         self.bring_back()?;
         let row = EvalRow {

@@ -7,11 +7,16 @@
 //!
 //! A message is one chunk after the other: k and the length in bytes, each a little-endian u32,
 //! then the bits, lowest first, padded to whole words.
+//!
+//! Tables make it fast, since a rank codes what others of its cores could compute: two small votes
+//! are written at once, and all that end within [`WINDOW`] bits are read at once.
+
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
 /// Votes of a chunk; chunks are coded in parallel.
-const CHUNK: usize = 32 * 1024;
+const CHUNK: usize = 8 * 1024;
 
 /// Ones that announce a plain vote; bounds a code to 32 bits.
 const ESCAPE: u32 = 16;
@@ -19,23 +24,22 @@ const ESCAPE: u32 = 16;
 /// Largest shift; a vote's code is then at most 15 ones, a zero, 14 bits and a sign.
 const MAX_SHIFT: u32 = 14;
 
+/// Magnitudes up to this are coded by table.
+const SMALL: i16 = 8;
+
+/// Bits that are read at once.
+const WINDOW: u32 = 10;
+
+/// Most votes that are read at once.
+const RUN: usize = 8;
+
 /// Appends the coded `votes`.
 pub(super) fn encode(votes: &[i16], to: &mut Vec<u8>) {
     let chunks: Vec<(u32, Vec<u8>)> = votes
         .par_chunks(CHUNK)
         .map(|votes| {
             let shift = best_shift(votes);
-            // Nearly all votes are small; looked up, they cost no branch.
-            let small: [_; 16] = std::array::from_fn(|index| code(index as i16 - 8, shift));
-            let mut bits = BitWriter::default();
-            for &vote in votes {
-                let (code, len) = match small.get(vote.wrapping_add(8) as u16 as usize) {
-                    Some(small) => *small,
-                    None => code(vote, shift),
-                };
-                bits.push(code, len);
-            }
-            (shift, bits.finish())
+            (shift, encode_chunk(votes, shift))
         })
         .collect();
     for (shift, bits) in chunks {
@@ -56,11 +60,13 @@ pub(super) fn add(mut message: &[u8], sums: &mut [i16]) -> Option<()> {
     });
     let chunks: Option<Vec<_>> = chunks.collect();
     let sound = chunks?.into_par_iter().all(|(sums, shift, bits)| {
-        let mut bits = BitReader::new(bits);
-        for sum in sums {
-            *sum = sum.saturating_add(bits.vote(shift));
+        let mut votes = [0; CHUNK];
+        let votes = &mut votes[..sums.len()];
+        let sound = decode_chunk(bits, shift, votes);
+        for (sum, vote) in sums.iter_mut().zip(votes) {
+            *sum = sum.saturating_add(*vote);
         }
-        bits.is_sound()
+        sound
     });
     (sound && message.is_empty()).then_some(())
 }
@@ -72,11 +78,12 @@ fn word(bytes: &mut &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*word))
 }
 
-/// The shift with the shortest code; the length falls and then rises with it.
+/// The shift with the shortest code of a chunk; the length falls and then rises with it.
 fn best_shift(votes: &[i16]) -> u32 {
     let ones = |shift: u32| -> usize {
-        let ones = |vote: &i16| usize::from(vote.unsigned_abs() >> shift);
-        votes.iter().map(ones).sum()
+        // The magnitudes of a chunk sum up to less than 2^32.
+        let ones = |vote: &i16| u32::from(vote.unsigned_abs() >> shift);
+        votes.iter().map(ones).sum::<u32>() as usize
     };
     let mut shift = 0;
     let mut length = ones(0);
@@ -105,10 +112,102 @@ fn code(vote: i16, shift: u32) -> (u64, u32) {
     (((1 << ones) - 1) | low << (ones + 1) | sign, len)
 }
 
+/// The vote whose code `bits` begin with and its length in bits: the opposite of [`code`].
+fn vote(bits: u64, shift: u32) -> (i16, u32) {
+    let ones = bits.trailing_ones();
+    if ones >= ESCAPE {
+        return ((bits >> ESCAPE) as i16, ESCAPE + 16);
+    }
+    let low = bits >> (ones + 1) & ((1 << shift) - 1);
+    let magnitude = (u64::from(ones) << shift | low) as i32;
+    let len = ones + 1 + shift;
+    let sign = -((bits >> len & 1) as i32) & -i32::from(magnitude != 0);
+    (
+        ((magnitude ^ sign) - sign) as i16,
+        len + u32::from(magnitude != 0),
+    )
+}
+
+/// What is known of a shift.
+struct Tables {
+    /// By (second, first) vote from -SMALL to SMALL - 1: the codes of both and their length.
+    pairs: Vec<(u32, u32)>,
+    /// By the next [`WINDOW`] bits.
+    runs: Vec<Run>,
+}
+
+/// The votes whose codes end within a window, and zeros.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    votes: [i16; RUN],
+    count: u8,
+    bits: u8,
+}
+
+/// One table is 8 KiB of pairs and 20 KiB of runs; few shifts ever occur.
+fn tables(shift: u32) -> &'static Tables {
+    static TABLES: [OnceLock<Tables>; MAX_SHIFT as usize + 1] =
+        [const { OnceLock::new() }; MAX_SHIFT as usize + 1];
+    TABLES[shift as usize].get_or_init(|| {
+        let small = -SMALL..SMALL;
+        let pair = |(second, first)| {
+            let ((first, len), (second, more)) = (code(first, shift), code(second, shift));
+            ((first | second << len) as u32, len + more)
+        };
+        let pairs = small
+            .clone()
+            .flat_map(|second| small.clone().map(move |first| (second, first)));
+        let run = |window: u64| {
+            let mut run = Run::default();
+            for place in &mut run.votes {
+                let (vote, len) = vote(window >> run.bits, shift);
+                if u32::from(run.bits) + len > WINDOW {
+                    break;
+                }
+                *place = vote;
+                run.count += 1;
+                run.bits += len as u8;
+            }
+            run
+        };
+        Tables {
+            pairs: pairs.map(pair).collect(),
+            runs: (0..1 << WINDOW).map(run).collect(),
+        }
+    })
+}
+
+fn encode_chunk(votes: &[i16], shift: u32) -> Vec<u8> {
+    let pairs = &tables(shift).pairs;
+    let mut bits = BitWriter {
+        // No code is longer than 32 bits.
+        bytes: vec![0; 4 * votes.len() + 8],
+        ..BitWriter::default()
+    };
+    let (twos, last) = votes.as_chunks::<2>();
+    for &[first, second] in twos {
+        let place = |vote: i16| vote.wrapping_add(SMALL) as u16 as usize;
+        let (low, high) = (place(first), place(second));
+        if (low | high) < 2 * SMALL as usize {
+            let (codes, len) = pairs[high * 2 * SMALL as usize + low];
+            bits.push(u64::from(codes), len);
+        } else {
+            bits.vote(first, shift);
+            bits.vote(second, shift);
+        }
+    }
+    for &vote in last {
+        bits.vote(vote, shift);
+    }
+    bits.finish()
+}
+
 #[derive(Default)]
 struct BitWriter {
+    /// As long as the bits can get, and 8 more.
     bytes: Vec<u8>,
-    /// Fewer than 32 bits that are not in `bytes` yet.
+    at: usize,
+    /// Fewer than 8 bits that are not in `bytes` yet.
     waiting: u64,
     n_waiting: u32,
 }
@@ -118,72 +217,68 @@ impl BitWriter {
     fn push(&mut self, code: u64, len: u32) {
         self.waiting |= code << self.n_waiting;
         self.n_waiting += len;
-        if self.n_waiting >= 32 {
-            self.bytes
-                .extend_from_slice(&(self.waiting as u32).to_le_bytes());
-            self.waiting >>= 32;
-            self.n_waiting -= 32;
+        if let Some(place) = self.bytes[self.at..].first_chunk_mut() {
+            *place = self.waiting.to_le_bytes();
         }
+        let whole = self.n_waiting / 8;
+        self.at += whole as usize;
+        self.waiting >>= 8 * whole;
+        self.n_waiting %= 8;
+    }
+
+    fn vote(&mut self, vote: i16, shift: u32) {
+        let (code, len) = code(vote, shift);
+        self.push(code, len);
     }
 
     fn finish(mut self) -> Vec<u8> {
-        if self.n_waiting > 0 {
-            self.bytes
-                .extend_from_slice(&(self.waiting as u32).to_le_bytes());
-        }
+        let len = self.at + usize::from(self.n_waiting > 0);
+        self.bytes.truncate(len.next_multiple_of(4));
+        self.bytes.shrink_to_fit();
         self.bytes
     }
 }
 
-struct BitReader<'a> {
-    bytes: &'a [u8],
-    waiting: u64,
-    n_waiting: u32,
-    /// Words read beyond the end, as zeros.
-    beyond: u32,
+/// Fills `votes`; whether `bytes` are the code of that many.
+fn decode_chunk(bytes: &[u8], shift: u32, votes: &mut [i16]) -> bool {
+    let runs = &tables(shift).runs;
+    let (mut at, mut done) = (0, 0);
+    while done < votes.len() {
+        let mut bits = peek(bytes, at);
+        // At least 57 bits are known: windows enough, or any one vote.
+        for _ in 0..57 / WINDOW {
+            let run = &runs[(bits & ((1 << WINDOW) - 1)) as usize];
+            let Some(place) = votes[done..].first_chunk_mut() else {
+                break;
+            };
+            *place = run.votes;
+            done += usize::from(run.count);
+            at += usize::from(run.bits);
+            bits >>= run.bits;
+        }
+        if let Some(place) = votes.get_mut(done) {
+            let (next, len) = vote(peek(bytes, at), shift);
+            *place = next;
+            done += 1;
+            at += len as usize;
+        }
+    }
+    // All that was read was there, and nothing is left.
+    at.div_ceil(32) * 4 == bytes.len()
 }
 
-impl<'a> BitReader<'a> {
-    fn new(bytes: &'a [u8]) -> Self {
-        BitReader {
-            bytes,
-            waiting: 0,
-            n_waiting: 0,
-            beyond: 0,
+/// The bits from `at` on, at least 57 of them; zeros beyond the end.
+fn peek(bytes: &[u8], at: usize) -> u64 {
+    let rest = bytes.get(at / 8..).unwrap_or_default();
+    let word = match rest.first_chunk() {
+        Some(word) => *word,
+        None => {
+            let mut word = [0; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            word
         }
-    }
-
-    fn vote(&mut self, shift: u32) -> i16 {
-        if self.n_waiting < 32 {
-            let word = word(&mut self.bytes);
-            self.beyond += u32::from(word.is_none());
-            self.waiting |= u64::from(word.unwrap_or(0)) << self.n_waiting;
-            self.n_waiting += 32;
-        }
-        let ones = self.waiting.trailing_ones();
-        if ones >= ESCAPE {
-            let plain = (self.waiting >> ESCAPE) as i16;
-            self.skip(ESCAPE + 16);
-            return plain;
-        }
-        let low = self.waiting >> (ones + 1) & ((1 << shift) - 1);
-        let magnitude = (u64::from(ones) << shift | low) as i32;
-        let len = ones + 1 + shift;
-        // Without a branch: 0 has no sign, and what follows it changes nothing.
-        let sign = -((self.waiting >> len & 1) as i32);
-        self.skip(len + u32::from(magnitude != 0));
-        ((magnitude ^ sign) - sign) as i16
-    }
-
-    fn skip(&mut self, len: u32) {
-        self.waiting >>= len;
-        self.n_waiting -= len;
-    }
-
-    /// Whether all that was read was there, and nothing is left.
-    fn is_sound(&self) -> bool {
-        self.bytes.is_empty() && self.n_waiting >= 32 * self.beyond
-    }
+    };
+    u64::from_le_bytes(word) >> (at % 8)
 }
 
 #[cfg(test)]

@@ -5,24 +5,32 @@
 /// rank at most, so the low nibble tells every move, on the wide grid too.
 pub(super) fn encode(before: &[u8], after: &[u8], to: &mut Vec<u8>) {
     let mut last = 0;
-    for (at, (&old, &new)) in before.iter().zip(after).enumerate() {
-        if old == new {
-            continue;
-        }
-        for half in 0..2 {
-            let nibble = |byte: u8| byte >> (4 * half) & 15;
-            let moved = nibble(new).wrapping_sub(nibble(old)) & 15;
-            if moved == 0 {
-                continue;
+    let mut compare = |first: usize, before: &[u8], after: &[u8]| {
+        for (at, (&old, &new)) in before.iter().zip(after).enumerate() {
+            for half in 0..2 {
+                let nibble = |byte: u8| byte >> (4 * half) & 15;
+                let moved = nibble(new).wrapping_sub(nibble(old)) & 15;
+                if moved == 0 {
+                    continue;
+                }
+                let position = 2 * (first + at) + half;
+                push(
+                    ((position - last) << 1 | usize::from(moved == 1)) as u64,
+                    to,
+                );
+                last = position;
             }
-            let position = 2 * at + half;
-            push(
-                ((position - last) << 1 | usize::from(moved == 1)) as u64,
-                to,
-            );
-            last = position;
+        }
+    };
+    // Most words of eight bytes have no move.
+    let (before, before_rest) = before.as_chunks::<8>();
+    let (after, after_rest) = after.as_chunks::<8>();
+    for (word, (old, new)) in before.iter().zip(after).enumerate() {
+        if old != new {
+            compare(8 * word, old, new);
         }
     }
+    compare(8 * before.len(), before_rest, after_rest);
 }
 
 fn push(mut number: u64, to: &mut Vec<u8>) {

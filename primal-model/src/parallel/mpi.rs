@@ -20,8 +20,9 @@ use super::Exchange;
 use super::mailbox::Mailbox;
 use crate::error::ModelError;
 
-/// Pause between two looks for messages: while this rank computes, and while it waits for one.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Pause between two looks for messages: while this rank computes, whose core a look takes away
+/// for about 13 µs, and while it waits for one.
+const PAUSE: Duration = Duration::from_millis(4);
 const SHORT_PAUSE: Duration = Duration::from_micros(20);
 
 /// Tags: a message of the exchange, and a word that its sender waits for another rank.
@@ -107,10 +108,7 @@ fn serve(universe: Universe, to_do: &Receiver<Order>, mailbox: &Mailbox) {
         end: None,
     };
     while courier.end.is_none() {
-        courier.turn(match mailbox.awaited_since() {
-            Some(_) => SHORT_PAUSE,
-            None => PAUSE,
-        });
+        courier.turn();
     }
     if courier.end == Some(End::Alone) {
         // Finalising waits for all ranks, and those of a failed run never come: its exit code
@@ -138,8 +136,12 @@ struct Courier<'a> {
 }
 
 impl Courier<'_> {
-    /// Follows an order if one comes within `pause`, and looks for messages.
-    fn turn(&mut self, pause: Duration) {
+    /// Follows an order if one comes within a pause, and looks for messages.
+    fn turn(&mut self) {
+        let pause = match self.mailbox.awaited_since() {
+            Some(_) => SHORT_PAUSE,
+            None => PAUSE,
+        };
         if self.end.is_some() {
             std::thread::sleep(pause);
             self.attend();
@@ -163,7 +165,7 @@ impl Courier<'_> {
             let mut sending = to.immediate_send_with_tag(scope, message, MESSAGE);
             while let Err(unfinished) = sending.test() {
                 sending = unfinished;
-                self.turn(SHORT_PAUSE);
+                self.turn();
             }
         });
     }
