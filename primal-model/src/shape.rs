@@ -5,6 +5,11 @@ use primal_kernels::AttentionShape;
 use crate::config::{Config, FeedForward, NormKind, PositionKind};
 use crate::error::ModelError;
 
+/// Most blocks, and the largest other size: far above every model there is, and so small that no
+/// count of weights overflows and a file that lies takes little memory before it is found out.
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_SIZE: usize = 1 << 21;
+
 /// The sizes of a decoder, resolved from a config and a tokenizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelShape {
@@ -42,6 +47,25 @@ impl ModelShape {
     /// Resolves the sizes; `vocab` is the tokenizer's and stands in where the config says 0.
     pub fn new(config: &Config, vocab: usize) -> Result<Self, ModelError> {
         let m = &config.model;
+        let given = [
+            vocab,
+            m.vocab_size,
+            m.context,
+            m.n_head,
+            m.n_kv_head,
+            m.head_dim,
+            m.width,
+            m.ff_width,
+        ];
+        let beyond = m.n_layer > MAX_LAYERS
+            || given.iter().any(|size| *size > MAX_SIZE)
+            || m.n_head * m.head_dim > MAX_SIZE;
+        if beyond {
+            return Err(ModelError::Shape(format!(
+                "sizes may be at most {MAX_SIZE} and model.n_layer {MAX_LAYERS}, found {m:?} and \
+                 {vocab} tokens"
+            )));
+        }
         let shape = ModelShape {
             vocab: if m.vocab_size == 0 {
                 vocab
@@ -158,5 +182,28 @@ impl ModelShape {
             head_dim: self.head_dim,
             causal: true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused_before_memory_is_taken() {
+        for change in [
+            "model.n_layer=4294967295",
+            "model.width=9223372036854775807",
+            "model.ff_width=4294967295",
+            "model.vocab_size=1000000000000",
+            "model.head_dim=2097152",
+        ] {
+            let mut config = Config::preset("small").unwrap();
+            config.set(change).unwrap();
+            let error = ModelShape::new(&config, 256).unwrap_err().to_string();
+            assert!(error.contains("at most 2097152"), "{change}: {error}");
+        }
+        let config = Config::preset("small").unwrap();
+        assert!(ModelShape::new(&config, usize::MAX).is_err());
     }
 }

@@ -17,7 +17,7 @@ use crate::config::VocoderConfig;
 use crate::error::VocoderError;
 use crate::generator::OUTER_KERNEL;
 
-/// Largest weight file, and most bytes of tensors, that are read.
+/// Largest weight file that is read.
 const MAX_BYTES: u64 = 2 << 30;
 
 /// The stream of random weights: every use of the counter generator has its own.
@@ -130,7 +130,8 @@ impl Weights {
             read_safetensors(path, bytes)?
         } else {
             drop(file);
-            read_pytorch(path)?
+            // A tensor may repeat one stored number; those of a generator do not.
+            read_pytorch(path, len)?
         };
         let origin = path.display().to_string();
         Ok(Weights::from_tensors(&origin, tensors))
@@ -415,10 +416,11 @@ fn read_ours(path: &Path, bytes: Vec<u8>) -> Result<Vec<(String, Tensor)>, Vocod
     Ok(tensors)
 }
 
-fn read_pytorch(path: &Path) -> Result<Vec<(String, Tensor)>, VocoderError> {
+/// At most `most` bytes of tensors.
+fn read_pytorch(path: &Path, most: u64) -> Result<Vec<(String, Tensor)>, VocoderError> {
     let fail = |error: &dyn std::fmt::Display| checkpoint(path, error.to_string());
     let reader = PytorchReader::new(path).map_err(|error| fail(&error))?;
-    let mut left = MAX_BYTES;
+    let mut left = most;
     let mut tensors = Vec::new();
     let mut names = reader.keys();
     names.sort_unstable();
@@ -435,7 +437,7 @@ fn read_pytorch(path: &Path) -> Result<Vec<(String, Tensor)>, VocoderError> {
         };
         left = left
             .checked_sub(tensor.byte_len() as u64)
-            .ok_or_else(|| fail(&"its tensors are too large"))?;
+            .ok_or_else(|| fail(&"its tensors are larger than the file"))?;
         let bytes = tensor.read().map_err(|error| fail(&error))?;
         let shape = tensor.shape().to_vec();
         let values = element.decode(&bytes);

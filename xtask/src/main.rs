@@ -109,14 +109,14 @@ fn faults(injections: u32, seed: u64) -> anyhow::Result<()> {
     tools::run(&mut test)
 }
 
-/// The fuzzing test of the model crate for as long as asked for.
+/// The fuzzing test of all readers for as long as asked for.
 fn fuzz(seconds: u64) -> anyhow::Result<()> {
     let mut test = tools::cargo();
     test.args([
         "test",
         "--locked",
         "--package",
-        "primal-model",
+        "primal-cli",
         "--test",
         "fuzz",
     ])
