@@ -298,6 +298,9 @@ pub struct GenerateArgs {
     /// How keys and values of past tokens are kept [default: as configured, f16].
     #[arg(long, value_parser = kv_cache_parser())]
     pub kv_cache: Option<KvCacheKind>,
+    /// How matrices on the grid are multiplied: in int8, or, slower, in float as exports are.
+    #[arg(long, value_parser = compute_parser(), default_value = "int8")]
+    pub compute: Compute,
     /// Worker threads, 0 for all cores; changes no result.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -324,6 +327,9 @@ pub struct ChatArgs {
     /// How keys and values of past tokens are kept [default: as configured, f16].
     #[arg(long, value_parser = kv_cache_parser())]
     pub kv_cache: Option<KvCacheKind>,
+    /// How matrices on the grid are multiplied: in int8, or, slower, in float as exports are.
+    #[arg(long, value_parser = compute_parser(), default_value = "int8")]
+    pub compute: Compute,
     /// Worker threads, 0 for all cores; changes no result.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,

@@ -17,7 +17,7 @@ use primal_kernels::{CountingAllocator, Isa};
 use primal_lut::{Grid, QuantMatrix, TensorFile, TensorFileWriter};
 use primal_model::chat::{ChatTemplate, Message};
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::{Config, DataConfig};
+use primal_model::config::{Compute, Config, DataConfig};
 use primal_model::data::{Dataset, Documents};
 use primal_model::export::{ExportFormat, export};
 use primal_model::foreign::ForeignModel;
@@ -562,7 +562,7 @@ fn read_checkpoint(path: &Path) -> bool {
         fs::write(folder.join("state.json"), state.to_string()).unwrap();
     }
     Checkpoint::open(folder).is_ok_and(|checkpoint| {
-        let packed = checkpoint.load_for_inference().is_ok();
+        let packed = checkpoint.load_for_inference(Compute::Int8).is_ok();
         let whole = checkpoint.load_model().is_ok();
         packed && whole && checkpoint.load_tokenizer().is_ok()
     })

@@ -17,7 +17,7 @@ use primal_optim::{StatePart, StateVisitor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::config::Config;
+use crate::config::{Compute, Config};
 use crate::error::ModelError;
 use crate::fault_point;
 use crate::inference::InferenceModel;
@@ -141,10 +141,12 @@ impl Checkpoint {
         model.load_state(StatePart::Model, &self.tensors(MODEL_FILE)?)
     }
 
-    /// The model packed for inference, its tensors read a few rows at a time.
-    pub fn load_for_inference(&self) -> Result<InferenceModel, ModelError> {
+    /// The model for inference, its tensors read a few rows at a time. Matrices on the grid are
+    /// packed for products of integers, or, where `compute` is float, kept as they are and
+    /// multiplied in float32: slower, and what an export of the model computes.
+    pub fn load_for_inference(&self, compute: Compute) -> Result<InferenceModel, ModelError> {
         let file = self.tensors(MODEL_FILE)?;
-        InferenceModel::packed(&self.config, self.position.vocab, &file)
+        InferenceModel::packed(&self.config, self.position.vocab, &file, compute)
     }
 
     /// The model without what trains it: no ballots, no moments.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::block::Block;
 use crate::build::{INIT_STREAM, Source, build, normal_values};
-use crate::config::{Config, FloatPart};
+use crate::config::{Compute, Config, FloatPart};
 use crate::error::ModelError;
 use crate::layers::Linear;
 use crate::ledger::{PlannedMatrix, matrices};
@@ -34,7 +34,7 @@ pub struct Matrix(Storage);
 enum Storage {
     /// Multiplied in integers.
     Packed(PackedWeights),
-    /// An embedding, or what the integer kernels do not take.
+    /// An embedding, what the integer kernels do not take, or what is to be multiplied in float.
     Plain(QuantMatrix),
     /// A matrix that the configuration keeps float.
     Dense {
@@ -152,16 +152,25 @@ impl InferenceModel {
     /// A model with random weights, made in packed form: for measuring, without any file.
     pub fn random(config: &Config, vocab: usize) -> Result<Self, ModelError> {
         let random = Random { config };
-        build(config, vocab, &mut Packer::new(config, vocab, &random)?)
+        build(
+            config,
+            vocab,
+            &mut Packer::new(config, vocab, &random, Compute::Int8)?,
+        )
     }
 
-    /// The model of a checkpoint's tensors.
+    /// The model of a checkpoint's tensors, see [`crate::checkpoint::Checkpoint::load_for_inference`].
     pub(crate) fn packed(
         config: &Config,
         vocab: usize,
         file: &TensorFile,
+        compute: Compute,
     ) -> Result<Self, ModelError> {
-        build(config, vocab, &mut Packer::new(config, vocab, file)?)
+        build(
+            config,
+            vocab,
+            &mut Packer::new(config, vocab, file, compute)?,
+        )
     }
 
     /// Bytes of all matrices.
@@ -230,15 +239,21 @@ trait Weights: Sync {
 /// Packs a model matrix by matrix.
 struct Packer<'a> {
     config: &'a Config,
+    compute: Compute,
     arena: HugeArena,
     from: &'a dyn Weights,
 }
 
 impl<'a> Packer<'a> {
-    fn new(config: &'a Config, vocab: usize, from: &'a dyn Weights) -> Result<Self, ModelError> {
+    fn new(
+        config: &'a Config,
+        vocab: usize,
+        from: &'a dyn Weights,
+        compute: Compute,
+    ) -> Result<Self, ModelError> {
         let shape = ModelShape::new(config, vocab)?;
         let bytes = |planned: &PlannedMatrix| match &planned.grid {
-            Some(grid) if planned.multiplied => {
+            Some(grid) if planned.multiplied && compute.is_int8() => {
                 PackedWeights::arena_bytes(planned.size.0, planned.size.1, grid.is_wide())
             }
             _ => 0,
@@ -250,6 +265,7 @@ impl<'a> Packer<'a> {
         })?;
         Ok(Packer {
             config,
+            compute,
             arena,
             from,
         })
@@ -281,7 +297,7 @@ impl Source<Matrix> for Packer<'_> {
         }
         let looked_up_only = part == FloatPart::Embeddings
             && !(self.config.model.tie_head && name == "tok_embedding");
-        let packed = (!looked_up_only)
+        let packed = (!looked_up_only && self.compute.is_int8())
             .then(|| PackedWeights::zeros(&info.grid, (rows, cols), info.group, &mut self.arena));
         let Some(mut packed) = packed.flatten() else {
             let matrix = self.from.quant_rows(name, 0..rows, &info, std)?;

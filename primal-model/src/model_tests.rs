@@ -117,7 +117,7 @@ impl Golden {
         let bytes = file.to_bytes().unwrap();
         let file = TensorFile::from_bytes(bytes).unwrap();
         model.load_state(StatePart::Model, &file).unwrap();
-        let inference = InferenceModel::packed(config, 67, &file).unwrap();
+        let inference = InferenceModel::packed(config, 67, &file, Compute::Int8).unwrap();
         (model, inference)
     }
 }

@@ -67,9 +67,13 @@ fn load(
     Ok((checkpoint, model))
 }
 
-/// (tokens, V) logits, token by token through the cache.
+/// (tokens, V) logits, token by token through the cache, with products in float.
 fn logits(checkpoint: &Checkpoint, tokens: &[u32]) -> Vec<f32> {
-    let model = checkpoint.load_for_inference().unwrap();
+    logits_by(Compute::Float, checkpoint, tokens)
+}
+
+fn logits_by(compute: Compute, checkpoint: &Checkpoint, tokens: &[u32]) -> Vec<f32> {
+    let model = checkpoint.load_for_inference(compute).unwrap();
     let mut generator = Generator::new(&model, Isa::best(), CacheKind::F32);
     tokens
         .iter()
@@ -118,10 +122,13 @@ fn exports_import_again_as_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
     for name in FAMILIES {
         let path = |what: &str| folder.path().join(format!("{name}-{what}"));
-        let options = on_grid(Grid::prime(), 8);
+        let options = on_grid(Grid::prime(), 0);
         let (checkpoint, model) = load(&golden(name), &path("grid"), &options).unwrap();
         let (tokens, _) = expected(name);
         let ours = logits(&checkpoint, &tokens);
+        let rounded = logits_by(Compute::Int8, &checkpoint, &tokens);
+        let found = difference(&rounded, &ours);
+        assert!(1e-4 < found && found < 0.2, "{name} in int8: {found}");
         for (kind, format, tolerance) in [
             ("f16", ExportFormat::HuggingFace(HalfType::F16), 6e-3),
             ("bf16", ExportFormat::HuggingFace(HalfType::Bf16), 6e-2),

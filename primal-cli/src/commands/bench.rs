@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use primal_kernels::{Isa, multiply_rates, read_rate};
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::Config;
+use primal_model::config::{Compute, Config};
 use primal_model::generate::Generator;
 use primal_model::process::peak_rss_bytes;
 use primal_model::train::{Event, Trainer};
@@ -228,7 +228,7 @@ impl Subject {
     /// The checkpoint's weights, or random ones.
     fn model(&self) -> Result<InferenceModel> {
         Ok(match &self.checkpoint {
-            Some(checkpoint) => checkpoint.load_for_inference()?,
+            Some(checkpoint) => checkpoint.load_for_inference(Compute::Int8)?,
             None => InferenceModel::random(&self.config, self.vocab)?,
         })
     }

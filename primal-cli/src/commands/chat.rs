@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use primal_model::chat::{ChatTemplate, Message};
-use primal_model::checkpoint::Checkpoint;
 
 use crate::args::ChatArgs;
 use crate::commands::{Loaded, Writer};
@@ -19,7 +18,9 @@ use crate::report::INTERRUPTED;
 /// Reads lines and writes replies until `/exit` or the end of the input.
 pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     let sampler = args.sampling.sampler()?;
-    let loaded = Loaded::open(&args.model, args.threads, Checkpoint::load_for_inference)?;
+    let loaded = Loaded::open(&args.model, args.threads, |checkpoint| {
+        checkpoint.load_for_inference(args.compute)
+    })?;
     let mut writer = Writer::new(&loaded, sampler, args.kv_cache);
     let turn = Turn::watch_signals()?;
     let template = match loaded.tokenizer.settings() {

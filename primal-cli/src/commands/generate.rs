@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use primal_model::checkpoint::Checkpoint;
 use serde::Serialize;
 
 use crate::args::GenerateArgs;
@@ -24,7 +23,9 @@ struct Report<'a> {
 /// Prints prompt and continuation as they come, or one JSON object at the end.
 pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let sampler = args.sampling.sampler()?;
-    let loaded = Loaded::open(&args.model, args.threads, Checkpoint::load_for_inference)?;
+    let loaded = Loaded::open(&args.model, args.threads, |checkpoint| {
+        checkpoint.load_for_inference(args.compute)
+    })?;
     let mut writer = Writer::new(&loaded, sampler, args.kv_cache);
     let prompt_tokens = writer.read(&args.prompt)?;
     if !args.json {
