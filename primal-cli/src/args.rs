@@ -295,6 +295,9 @@ pub struct GenerateArgs {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// What computes; auto: a GPU where there is one, else the processor.
+    #[arg(long, value_parser = backend_parser(), default_value = "auto")]
+    pub backend: Backend,
     /// How keys and values of past tokens are kept [default: as configured, f16].
     #[arg(long, value_parser = kv_cache_parser())]
     pub kv_cache: Option<KvCacheKind>,
@@ -324,6 +327,9 @@ pub struct ChatArgs {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// What computes; auto: a GPU where there is one, else the processor.
+    #[arg(long, value_parser = backend_parser(), default_value = "auto")]
+    pub backend: Backend,
     /// How keys and values of past tokens are kept [default: as configured, f16].
     #[arg(long, value_parser = kv_cache_parser())]
     pub kv_cache: Option<KvCacheKind>,

@@ -39,6 +39,34 @@ fn trains_and_evaluates_on_the_device() {
 }
 
 #[test]
+fn generates_on_the_device_what_the_processor_does() {
+    let place = Workplace::new();
+    let done = finish(&mut place.train("run", 5));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let generate = |backend: &str, more: &[&str]| {
+        let mut command = place.primal("generate");
+        command.args(["--model", "run", "-p", "The quick", "-n", "24", "--json"]);
+        command.args(["--backend", backend]).args(more);
+        command
+    };
+    for sampling in [["--temperature", "0"], ["--seed", "7"]] {
+        let want = json(&mut generate("cpu", &sampling));
+        let mut command = generate("cuda", &sampling);
+        let got = json(with_gpu(&place, &mut command, &[]));
+        assert_eq!(got["text"], want["text"]);
+        let mut command = generate("auto", &sampling);
+        let without = json(with_gpu(
+            &place,
+            &mut command,
+            &[("CUDA_STANDIN_DEVICES", "0")],
+        ));
+        assert_eq!(without["text"], want["text"]);
+    }
+    let mut command = generate("cuda", &["--kv-cache", "int8"]);
+    refused(with_gpu(&place, &mut command, &[]), 1, &["--kv-cache f16"]);
+}
+
+#[test]
 fn doctor_says_what_there_is_and_what_is_missing() {
     let place = Workplace::new();
     let mut command = place.primal("doctor");

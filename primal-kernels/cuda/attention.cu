@@ -321,52 +321,76 @@ DEVICE void backward_keys(const float* __restrict__ qkv, const float* __restrict
     }
 }
 
-// Attention of one new token over `time` cached keys and values (time, KV D): half a warp a head.
-KERNEL __launch_bounds__(256, 4)
-    attention_decode(const float* __restrict__ q, const float* __restrict__ keys,
-                     const float* __restrict__ values, float* out, Attention a) {
-    __shared__ float p_of[16][ATTENTION_TILE];
-    int head = half_warp_row(), lane = lane_of_row(), dim = a.head_dim;
-    if (head >= a.heads) return;
-    float* p = p_of[threadIdx.x / 16];
-    int stride = a.kv_heads * dim;
-    q += head * dim;
-    out += head * dim;
-    keys += kv_head_of(a, head) * dim;
-    values += kv_head_of(a, head) * dim;
-    float largest = -INFINITE, total = 0.0f;
+// A cache of keys (KV, S / 64, D, 64) and values (KV, S, W) in f16, S tokens rounded up to 64 and W = D
+// rounded up to 16: the CPU's KvCache. The newest of its `time` tokens is the last.
+
+// Stores the newest token's keys and values, which follow its queries in qkv ((H + 2 KV) D).
+KERNEL __launch_bounds__(256)
+    store_token(const float* __restrict__ qkv, u16* keys, u16* values, Attention a, int stored) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, dim = a.head_dim, width = a.kv_heads * dim;
+    if (i >= width) return;
+    int token = a.time - 1, d = i % dim, padded = (dim + LANES - 1) / LANES * LANES;
+    size_t slot = (size_t)(i / dim) * stored + token;
+    size_t tile = slot / ATTENTION_TILE * ATTENTION_TILE;
+    qkv += a.heads * dim;
+    keys[tile * dim + d * ATTENTION_TILE + token % ATTENTION_TILE] = to_half(qkv[i]);
+    values[slot * padded + d] = to_half(qkv[width + i]);
+}
+
+// Attention of the newest token's queries over the cache: a block a head. A thread has one token of
+// a tile, then up to two columns of the sum of values; sums run in the order of attention/cached.rs.
+KERNEL __launch_bounds__(ATTENTION_TILE)
+    attention_cached(const float* __restrict__ qkv, const u16* __restrict__ keys,
+                     const u16* __restrict__ values, float* out, Attention a, int stored) {
+    __shared__ float query[128];
+    __shared__ float p[ATTENTION_TILE];
+    int head = blockIdx.x, own = threadIdx.x, lane = lane_of_row(), dim = a.head_dim;
+    int padded = (dim + LANES - 1) / LANES * LANES;
+    size_t first_slot = (size_t)kv_head_of(a, head) * stored;
+    keys += first_slot * dim + own;
+    values += first_slot * padded + own;
+    for (int d = own; d < dim; d += ATTENTION_TILE) query[d] = qkv[head * dim + d];
+    float largest = -INFINITE, total = 0.0f, column[2] = {0.0f, 0.0f};
     for (int start = 0; start < a.time; start += ATTENTION_TILE) {
         int count = min(ATTENTION_TILE, a.time - start);
-        for (int t = 0; t < count; ++t) {
-            const float* key = keys + (size_t)(start + t) * stride;
-            float sum = 0.0f;
-            for (int d = lane; d < dim; d += LANES) sum = q[d] * key[d] + sum;
-            sum = sum_lanes(sum);
-            if (lane == 0) p[t] = sum;
-        }
-        __syncwarp(half_mask());
-        float most = -INFINITE;
-        for (int t = lane; t < count; t += LANES) most = t == lane ? p[t] : max_of(p[t], most);
+        __syncthreads();
+        float score = 0.0f;
+        const u16* key = keys + (size_t)start * dim;
+        #pragma unroll 8
+        for (int d = 0; d < dim; ++d) score = from_half(key[d * ATTENTION_TILE]) * query[d] + score;
+        p[own] = own < count ? score : -INFINITE;
+        __syncthreads();
+        // Every half-warp goes over the whole tile.
+        float most = p[lane];
+        #pragma unroll
+        for (int t = LANES; t < ATTENTION_TILE; t += LANES) most = max_of(p[t + lane], most);
         float tile_most = max_lane(most) * a.scale;
         float now = largest > tile_most ? largest : tile_most;
-        float rescale = exp_of(largest - now);
+        float rescale = exp_of(largest - now), probability = exp_of(p[own] * a.scale - now);
         largest = now;
+        __syncthreads();
+        p[own] = probability;
+        __syncthreads();
         float sum = 0.0f;
-        for (int t = lane; t < count; t += LANES) {
-            p[t] = exp_of(p[t] * a.scale - now);
-            sum = sum + p[t];
-        }
+        #pragma unroll
+        for (int t = 0; t < ATTENTION_TILE; t += LANES) sum = sum + p[t + lane];
         total = total * rescale + sum_lanes(sum);
-        __syncwarp(half_mask());
-        for (int d = lane; d < dim; d += LANES) {
-            float x = start > 0 ? out[d] * rescale : 0.0f;
-            for (int t = 0; t < count; ++t) x = p[t] * values[(size_t)(start + t) * stride + d] + x;
-            out[d] = x;
+        const u16* value = values + (size_t)start * padded;
+        #pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (own + i * ATTENTION_TILE >= dim) continue;
+            float x = column[i] * rescale;
+            #pragma unroll 8
+            for (int t = 0; t < count; ++t) x = p[t] * from_half(value[(size_t)t * padded + i * ATTENTION_TILE]) + x;
+            column[i] = x;
         }
-        __syncwarp(half_mask());
     }
     float inverse = 1.0f / total;
-    for (int d = lane; d < dim; d += LANES) out[d] = out[d] * inverse;
+    #pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        int d = own + i * ATTENTION_TILE;
+        if (d < dim) out[head * dim + d] = column[i] * inverse;
+    }
 }
 
 // Heads of up to 64 and of up to 128 elements: rows of a half-warp and threads so that shared

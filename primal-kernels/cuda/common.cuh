@@ -88,6 +88,21 @@ DEVICE float ln_of(float x) {
     return (float)((double)exponent * 0.6931471805599453 + 2.0 * s * p);
 }
 
+// The nearest f16, ties to even, as bits; numbers beyond the largest become that.
+DEVICE u16 to_half(float x) {
+    const float most = 65504.0f;
+    x = x < -most ? -most : most < x ? most : x;
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+
+DEVICE float from_half(u16 bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+
 // Sixteen random bits a weight: Philox4x32 with ten rounds.
 struct Words { u32 w[4]; };
 

@@ -43,6 +43,52 @@ DEVICE int pack4(int a, int b, int c, int d) {
     return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
 }
 
+// Four weights of a row from column `col` on, zeros past its end.
+DEVICE int weights4(const Weights& w, const i8* table, int row, int col) {
+    int v[4];
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) v[j] = col + j < w.cols ? table[code_at(w, row, col + j)] : 0;
+    return pack4(v[0], v[1], v[2], v[3]);
+}
+
+// y (rows) = W x for one token q: half a warp a row, eight weights of it a step. Groups of columns
+// are folded in order.
+KERNEL __launch_bounds__(256, 4)
+    int8_matvec(const i8* __restrict__ q, const float* __restrict__ x_scale, Weights w,
+                const i8* __restrict__ table8, float* y, int rows, float unit_value) {
+    __shared__ u16 pair_of[256];  // the two weights of a byte of codes
+    __shared__ i8 table[32];
+    int low_value = table8[threadIdx.x & 15] & 0xff, high_value = table8[threadIdx.x >> 4] & 0xff;
+    pair_of[threadIdx.x] = (u16)(low_value | high_value << 8);
+    if (threadIdx.x < 32) table[threadIdx.x] = table8[threadIdx.x];
+    __syncthreads();
+    int row = half_warp_row(), lane = lane_of_row();
+    if (row >= rows) return;
+    const u8* codes = w.nibbles + (size_t)row * w.row_bytes;
+    bool whole_words = !w.high && w.row_bytes % 4 == 0;
+    float total = 0.0f;
+    for (int group = 0; group < w.groups; ++group) {
+        int sum = 0, end = min((group + 1) * w.group, w.cols);
+        #pragma unroll 2
+        for (int c = group * w.group + lane * 8; c < end; c += LANES * 8) {
+            int first, second;
+            if (whole_words) {
+                u32 eight = *(const u32*)(codes + c / 2);
+                first = pair_of[eight & 0xff] | pair_of[eight >> 8 & 0xff] << 16;
+                second = pair_of[eight >> 16 & 0xff] | pair_of[eight >> 24] << 16;
+            } else {
+                first = weights4(w, table, row, c);
+                second = weights4(w, table, row, c + 4);
+            }
+            int2 x = *(const int2*)(q + c);
+            sum = dot4(x.y, second, dot4(x.x, first, sum));
+        }
+        for (int half = 8; half > 0; half /= 2) sum += __shfl_xor_sync(half_mask(), sum, half, LANES);
+        total = (float)sum * w.scales[(size_t)row * w.groups + group] + total;
+    }
+    if (lane == 0) y[row] = total * (x_scale[0] * unit_value);
+}
+
 #define WORDS 16  // words of four summands of a tile
 
 // out (n, cols) = or += (sum of q w8) * scale * (x_scale[n] * unit_value) for q (n, stride), in tiles

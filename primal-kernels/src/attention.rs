@@ -13,7 +13,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::dense::{View, multiply, multiply_into};
-use crate::grid::{dot, dot_lanes};
+use crate::grid::dot;
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes, exp, ln};
 
@@ -180,60 +180,6 @@ pub fn attention_backward(
             }
         });
 }
-
-/// Attention of one new token over the cached keys and values of all tokens up to it, in plain f32
-/// rows: the twin of the GPU's; [`attention_cached`] is what the CPU uses.
-///
-/// `shape.time` is the number of cached tokens (`shape.batch` is 1), `q` (H·D) the new token's
-/// queries, `keys` and `values` (time, KV·D), `out` (H·D).
-///
-/// # Panics
-/// If a length does not match the shape.
-pub fn attention_decode(
-    isa: Isa,
-    shape: &AttentionShape,
-    q: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    out: &mut [f32],
-) {
-    shape.assert_heads();
-    let &AttentionShape {
-        time,
-        heads,
-        kv_heads,
-        head_dim,
-        ..
-    } = shape;
-    assert!(shape.batch == 1 && time > 0, "one sequence with a token");
-    assert_eq!(q.len(), shape.width(), "q is (H D)");
-    assert_eq!(out.len(), shape.width(), "out is (H D)");
-    assert_eq!(
-        keys.len(),
-        time * kv_heads * head_dim,
-        "keys are (time, KV D)"
-    );
-    assert_eq!(values.len(), keys.len(), "values are (time, KV D)");
-    let (group, scale) = (heads / kv_heads, shape.scale());
-    // A head of a short cache is done sooner than a task is handed over.
-    let heads_of_task = (DECODE_TASK_ELEMENTS / (time * head_dim)).max(1);
-    out.par_chunks_mut(head_dim)
-        .zip(q.par_chunks(head_dim))
-        .enumerate()
-        .with_min_len(heads_of_task)
-        .for_each(|(head, (out, q))| {
-            let cache = CachedHead {
-                keys: &keys[head / group * head_dim..],
-                values: &values[head / group * head_dim..],
-                stride: kv_heads * head_dim,
-                time,
-            };
-            dispatch!(isa, decode_head(q, cache, scale, out));
-        });
-}
-
-/// Key elements that a task of [`attention_decode`] reads at least.
-const DECODE_TASK_ELEMENTS: usize = 32 * 1024;
 
 /// One head of one sequence, within `qkv`.
 struct Head<'a> {
@@ -597,53 +543,6 @@ fn backward_scores<L: Lanes>(
         }
         p_rest.as_flattened_mut().fill(0.0);
         ds_rest.as_flattened_mut().fill(0.0);
-    }
-}
-
-/// A head's keys and values: token t's are `head_dim` elements from `t * stride` on.
-#[derive(Clone, Copy)]
-struct CachedHead<'a> {
-    keys: &'a [f32],
-    values: &'a [f32],
-    stride: usize,
-    time: usize,
-}
-
-#[inline(always)]
-fn decode_head<L: Lanes>(lanes: L, q: &[f32], cache: CachedHead<'_>, scale: f32, out: &mut [f32]) {
-    let mut softmax = Softmax::new();
-    let mut scores = [[0.0; TILE]];
-    out.fill(0.0);
-    for start in (0..cache.time).step_by(TILE) {
-        let cols = TILE.min(cache.time - start);
-        let key = |t: usize| &cache.keys[(start + t) * cache.stride..][..q.len()];
-        let value = |t: usize| &cache.values[(start + t) * cache.stride..][..q.len()];
-        for (t, score) in scores[0][..cols].iter_mut().enumerate() {
-            *score = dot_lanes(lanes, q, key(t));
-        }
-        softmax_tile(lanes, &mut scores, |_| cols, scale, &mut softmax);
-        if start > 0 {
-            scale_row(lanes, out, softmax.rescale[0]);
-        }
-        for (t, &p) in scores[0][..cols].iter().enumerate() {
-            add_scaled(lanes, p, value(t), out);
-        }
-    }
-    scale_row(lanes, out, 1.0 / softmax.sum[0]);
-}
-
-/// y += a x.
-#[inline(always)]
-fn add_scaled<L: Lanes>(lanes: L, a: f32, x: &[f32], y: &mut [f32]) {
-    let a = lanes.splat(a);
-    let (x, x_tail) = x.as_chunks::<LANES>();
-    let (y, y_tail) = y.as_chunks_mut::<LANES>();
-    for (x, y) in x.iter().zip(y) {
-        lanes.store(lanes.mul_then_add(a, lanes.load(x), lanes.load(y)), y);
-    }
-    if !y_tail.is_empty() {
-        let tail = lanes.mul_then_add(a, lanes.load_tail(x_tail), lanes.load_tail(y_tail));
-        lanes.store_tail(tail, y_tail);
     }
 }
 

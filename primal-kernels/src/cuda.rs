@@ -26,7 +26,7 @@ mod source;
 mod vote;
 mod weights;
 
-pub use attention::{attention, attention_backward, attention_decode};
+pub use attention::{KvCache, attention, attention_backward};
 pub use buffer::{Buffer, PinnedBuffer, View};
 pub use device::{Device, OpenOptions};
 pub use elementwise::{
@@ -36,9 +36,9 @@ pub use elementwise::{
 pub use error::CudaError;
 pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
 pub use image::{CHECKED_IN_PTX, Image, ImageChoice};
-pub use int8::{Quantised, QuantisedRows, int8_matmul_nn, int8_matmul_nt};
+pub use int8::{Quantised, QuantisedRows, int8_matmul_nn, int8_matmul_nt, int8_matvec};
 pub use loss::{
-    CrossEntropy, argmax, embedding_gradient, loss_begin, loss_end, loss_gradient, loss_tile,
+    CrossEntropy, embedding_gradient, loss_begin, loss_end, loss_gradient, loss_tile,
     position_gradient, sum_losses,
 };
 pub use norm::{NormSizes, fold_column_sums, norm_backward, norm_forward};

@@ -75,7 +75,6 @@ pub use act::{add, add_bias, gelu, gelu_backward, gelu_in_place, sum_rows};
 pub use adamw::{AdamStep, adamw, all_finite, scale, sum_squares};
 pub use attention::{
     AttentionShape, CacheKind, KvCache, attention, attention_backward, attention_cached,
-    attention_decode,
 };
 pub use bandwidth::{read_bandwidth, read_rate};
 pub use bf16::{Bf16Panels, bf16_tn_tile};

@@ -7,7 +7,8 @@ mod common;
 use common::{assert_bits, assert_close, device, isa, noise, up, zeros};
 use primal_kernels::cuda::{self, DeviceWeights, NormSizes};
 use primal_kernels::{
-    AdamStep, AttentionShape, CrossEntropyScratch, DenseRows, IGNORED, NormKind, vocab_tiles,
+    AdamStep, AttentionShape, CacheKind, CrossEntropyScratch, DenseRows, IGNORED, KvCache,
+    NormKind, attention_cached, vocab_tiles,
 };
 use primal_lut::{Grid, QuantMatrix};
 
@@ -406,26 +407,22 @@ fn attention_forward_backward_and_of_one_token() {
             4e-6,
         );
 
-        let one = AttentionShape { batch: 1, ..shape };
-        let width = kv_heads * head_dim;
-        let (q, keys, values) = (
-            noise(shape.width(), 3),
-            noise(time * width, 4),
-            noise(time * width, 5),
-        );
-        let mut out = vec![0.0; shape.width()];
-        primal_kernels::attention_decode(isa(), &one, &q, &keys, &values, &mut out);
-        let [q_at, keys_at, values_at] = [&q, &keys, &values].map(|it| up(&device, it));
-        let out_at = zeros(&device, out.len());
-        cuda::attention_decode(
-            &one,
-            q_at.view(..),
-            keys_at.view(..),
-            values_at.view(..),
-            out_at.view(..),
-        )
-        .unwrap();
-        assert_bits("attention_decode", &what, &out_at.to_vec().unwrap(), &out);
+        // One token after the other, on the first sequence.
+        let width = shape.qkv_width();
+        let mut cache = KvCache::new(CacheKind::F16, kv_heads, head_dim, time);
+        let on_device = cuda::KvCache::new(&device, kv_heads, head_dim, time).unwrap();
+        let one = zeros(&device, shape.width());
+        for (position, row) in qkv.chunks(width).take(time).enumerate() {
+            let mut want = vec![0.0; shape.width()];
+            cache.store(position, row, width);
+            attention_cached(isa(), &cache, heads, position, row, width, &mut want);
+            let row = qkv_at.view(position * width..(position + 1) * width);
+            on_device
+                .attend(heads, position, row, one.view(..))
+                .unwrap();
+            let what = format!("{what}, token {position}");
+            assert_bits("attention_cached", &what, &one.to_vec().unwrap(), &want);
+        }
     }
 }
 
@@ -530,7 +527,7 @@ fn cross_entropy_in_tiles() {
 }
 
 #[test]
-fn gradients_of_embeddings_and_the_choice_of_a_token() {
+fn gradients_of_embeddings() {
     let device = device();
     let (sequences, time, vocab, width) = (3, 5, 9, 7);
     let tokens: Vec<usize> = (0..15).map(|i| i * i % vocab).collect();
@@ -584,15 +581,6 @@ fn gradients_of_embeddings_and_the_choice_of_a_token() {
         })
         .collect();
     assert_bits("position_gradient", "3x5x7", &grad.to_vec().unwrap(), &want);
-
-    for len in LENGTHS {
-        let mut logits = noise(len, 3);
-        logits[len / 2] = 2.0;
-        logits[len - 1] = 2.0;
-        let best = cuda::Buffer::<u32>::zeros(&device, 1, "best").unwrap();
-        cuda::argmax(up(&device, &logits).view(..), best.view(..)).unwrap();
-        assert_eq!(best.to_vec().unwrap(), [(len / 2) as u32]);
-    }
 }
 
 #[test]

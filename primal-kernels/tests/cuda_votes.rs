@@ -9,8 +9,8 @@ use std::sync::Arc;
 use common::{assert_bits, device, isa, noise, report, up, zeros};
 use primal_kernels::cuda::{self, BallotSizes, Ballots, Buffer, CastStep, DeviceWeights};
 use primal_kernels::{
-    FlipTable, Isa, QuantisedRows, VoteRng, cast_votes_i8, cast_votes_i16, count_row,
-    decode_values, gradient_row_stats,
+    FlipTable, HugeArena, Isa, PackedWeights, QuantisedRows, VoteRng, cast_votes_i8,
+    cast_votes_i16, count_row, decode_values, gradient_row_stats, int8_matvec,
 };
 use primal_lut::{Grid, QuantMatrix};
 
@@ -411,7 +411,7 @@ fn int8_products_are_the_cpus_bits() {
             let on_device = room.quantise(up(&device, &x).view(..), None, k).unwrap();
             let y = zeros(&device, n * m);
             cuda::int8_matmul_nt(on_device, &weights, 0..m, y.view(..), false).unwrap();
-            let stride = k.next_multiple_of(4);
+            let stride = k.next_multiple_of(8);
             let values = room.values.to_vec().unwrap();
             for (row, got) in values.chunks(stride).take(n).enumerate() {
                 assert_eq!(got[..k], rows.row(row)[..k], "quantise_rows, {what}");
@@ -442,6 +442,50 @@ fn int8_products_are_the_cpus_bits() {
                 cuda::int8_matmul_nn(dy, &weights, from.clone(), dx.view(..), add).unwrap();
                 assert_bits("int8_gemm_nn", &what, &dx.to_vec().unwrap(), &want);
             }
+        }
+    }
+}
+
+#[test]
+fn one_token_in_int8_has_the_cpus_bits() {
+    let device = device();
+    for (grid, group) in [
+        (Grid::prime(), 0),
+        (Grid::fine(), 0),
+        (Grid::normal(), 32),
+        (Grid::prime(), 64),
+    ] {
+        for (rows, cols) in [
+            (1_usize, 1_usize),
+            (3, 15),
+            (37, 64),
+            (70, 128),
+            (20, 301),
+            (5, 1000),
+        ] {
+            let group = if group == 0 || group > cols {
+                cols
+            } else {
+                group
+            };
+            let scales = noise(rows * cols.div_ceil(group), 2);
+            let values = noise(rows * cols, 1);
+            let matrix = QuantMatrix::quantise(&grid, rows, cols, group, &values, scales).unwrap();
+            let weights = DeviceWeights::upload(&device, &matrix, "weights").unwrap();
+            assert!(weights.has_int8_matvec());
+            let x = noise(cols, 3);
+            let mut token = QuantisedRows::new(1, cols);
+            token.quantise(isa(), &x, cols, None);
+            let mut want = vec![0.0; rows];
+            let mut arena = HugeArena::new(1 << 20).unwrap();
+            let packed = PackedWeights::new(&matrix, &mut arena).unwrap();
+            int8_matvec(isa(), &packed, &token, &mut want);
+            let room = cuda::QuantisedRows::new(&device, 1, cols).unwrap();
+            let token = room.quantise(up(&device, &x).view(..), None, cols).unwrap();
+            let y = zeros(&device, rows);
+            cuda::int8_matvec(token, &weights, y.view(..)).unwrap();
+            let what = format!("{} {rows}x{cols}/{group}", grid.id());
+            assert_bits("int8_matvec", &what, &y.to_vec().unwrap(), &want);
         }
     }
 }

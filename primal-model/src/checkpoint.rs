@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{Compute, Config};
+#[cfg(feature = "cuda")]
+use crate::cuda::CudaInferenceModel;
 use crate::error::ModelError;
 use crate::fault_point;
 use crate::inference::InferenceModel;
@@ -147,6 +149,13 @@ impl Checkpoint {
     pub fn load_for_inference(&self, compute: Compute) -> Result<InferenceModel, ModelError> {
         let file = self.tensors(MODEL_FILE)?;
         InferenceModel::packed(&self.config, self.position.vocab, &file, compute)
+    }
+
+    /// The model in the memory of a GPU, to multiply as `compute` says.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn load_on_gpu(&self, compute: Compute) -> Result<CudaInferenceModel, ModelError> {
+        let file = self.tensors(MODEL_FILE)?;
+        CudaInferenceModel::open(&self.config, self.position.vocab, &file, compute)
     }
 
     /// The model without what trains it: no ballots, no moments.

@@ -1,10 +1,13 @@
-//! A whole model on a GPU: no weight, ballot or activation crosses the bus in a step. Up go tokens
-//! and their index, down come a loss a micro-batch, sums of squared gradients and counts of flips.
+//! A whole model on a GPU, to train it, and in [`generate`] to read and write text.
+//!
+//! In training no weight, ballot or activation crosses the bus in a step. Up go tokens and their
+//! index, down come a loss a micro-batch, sums of squared gradients and counts of flips.
 //!
 //! The order of every operation is that of the processor's model, so that votes and flips are the
 //! same ones. Products in int8 have the bits of the processor's; gradients of weights are float32,
 //! as on a processor that does not multiply bf16.
 
+mod generate;
 mod pass;
 mod state;
 
@@ -22,6 +25,8 @@ use crate::ledger::Ledger;
 use crate::model::{Model, Pass};
 use crate::shape::ModelShape;
 
+pub use generate::CudaInferenceModel;
+pub(crate) use generate::CudaReader;
 use pass::{PassBuffers, Piece};
 use state::{FloatArena, Layout, Matrix};
 
@@ -29,6 +34,23 @@ impl From<CudaError> for ModelError {
     fn from(error: CudaError) -> Self {
         ModelError::Cuda(error.to_string())
     }
+}
+
+/// The first GPU, with the kernels that suit it best.
+fn open_device() -> Result<Device, CudaError> {
+    let image = match std::env::var_os("PRIMAL_KERNELS") {
+        Some(choice) if choice == "checked-in" => ImageChoice::CheckedIn,
+        _ => ImageChoice::Auto,
+    };
+    let device = Device::open(OpenOptions { ordinal: 0, image })?;
+    if let Some(notice) = device.notice() {
+        tracing::warn!(
+            device = device.name(),
+            notice,
+            "kernels are not compiled for this GPU"
+        );
+    }
+    Ok(device)
 }
 
 /// A model and its training state on a GPU.
@@ -63,18 +85,7 @@ impl CudaModel {
         }
         let shape = *model.shape();
         let ledger = Ledger::for_gpu_training(config, &shape);
-        let image = match std::env::var_os("PRIMAL_KERNELS") {
-            Some(choice) if choice == "checked-in" => ImageChoice::CheckedIn,
-            _ => ImageChoice::Auto,
-        };
-        let device = Device::open(OpenOptions { ordinal: 0, image })?;
-        if let Some(notice) = device.notice() {
-            tracing::warn!(
-                device = device.name(),
-                notice,
-                "kernels are not compiled for this GPU"
-            );
-        }
+        let device = open_device()?;
         let (free, total) = device.memory()?;
         if ledger.total() > free && !config.train.ignore_memory_limit {
             return Err(CudaError::OutOfMemory {

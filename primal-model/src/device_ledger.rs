@@ -1,11 +1,12 @@
 //! The ledger of a GPU's memory: every buffer of a run there, known from the configuration alone,
 //! with or without a GPU.
 
-use primal_kernels::{Int8Grid, VOCAB_TILE};
+use primal_kernels::{CacheKind, Int8Grid, VOCAB_TILE};
 use primal_lut::Grid;
 use primal_optim::TILE_ROWS;
 
 use crate::config::Config;
+use crate::generate::Generator;
 use crate::ledger::{Ledger, PlannedMatrix, matrices, vector_weights};
 use crate::rope::Rope;
 use crate::shape::ModelShape;
@@ -65,9 +66,7 @@ impl Ledger {
         let (mut scales, mut pieces) = (0, 0);
         for PlannedMatrix { size, grid, .. } in &all {
             let (rows, cols) = (size.0 as u64, size.1 as u64);
-            let wide = grid.as_ref().is_some_and(|grid| grid.is_wide());
-            codes += rows * cols.div_ceil(2) + tables(grid.as_ref());
-            codes += if wide { rows * cols.div_ceil(8) } else { 0 };
+            codes += grid.as_ref().map_or(0, |grid| code_bytes(grid, rows, cols));
             ballots += rows * cols;
             votes += if many { 2 * rows * cols } else { 0 };
             let tiles = rows.div_ceil(TILE_ROWS as u64);
@@ -98,42 +97,52 @@ impl Ledger {
     /// The memory of a GPU that generates with a full context.
     pub fn for_gpu_inference(config: &Config, shape: &ModelShape) -> Ledger {
         let mut weights = 0;
-        for PlannedMatrix { size, grid, .. } in matrices(config, shape) {
-            let (rows, cols) = (size.0 as u64, size.1 as u64);
-            weights += match grid {
-                Some(grid) if grid.is_wide() => {
-                    rows * (cols.div_ceil(2) + cols.div_ceil(8) + 4) + tables(Some(&grid))
-                }
-                Some(grid) => rows * (cols.div_ceil(2) + 4) + tables(Some(&grid)),
-                None => 4 * rows * cols,
+        for planned in matrices(config, shape) {
+            let (rows, cols) = (planned.size.0 as u64, planned.size.1 as u64);
+            let Some(grid) = &planned.grid else {
+                weights += 4 * rows * cols;
+                continue;
             };
+            let groups = match planned.group {
+                0 => 1,
+                group => cols.div_ceil(group as u64),
+            };
+            weights += code_bytes(grid, rows, cols) + 4 * rows * groups;
         }
-        let cache = 2 * shape.n_layer * shape.context * shape.kv_width();
-        let buffers = 3 * shape.width
-            + shape.attention_width()
+        let buffers = 2 * shape.width
             + shape.qkv_width()
+            + shape.attention_width()
             + shape.up_width()
             + shape.ff_width
-            + shape.vocab;
+            + shape.vocab
+            + 3;
         let mut ledger = Ledger::empty(0, 0);
         ledger.row("weights", weights);
         ledger.row("norms and biases", 4 * vector_weights(shape));
         ledger.row("angles of rotary positions", Rope::bytes(shape));
-        ledger.row("key and value cache", 4 * cache as u64);
-        ledger.row("buffers", 4 * buffers as u64);
+        ledger.row(
+            "key and value cache",
+            Generator::cache_bytes(shape, CacheKind::F16),
+        );
+        ledger.row(
+            "buffers of a token",
+            4 * buffers as u64 + quantised_bytes(1, widest_matrix(shape)),
+        );
         ledger
     }
 }
 
-/// Bytes of a grid's values as floats and, where they have that form, as integers.
-fn tables(grid: Option<&Grid>) -> u64 {
-    let integers = grid.and_then(Int8Grid::new).map_or(0, |_| 32);
-    32 * 4 + integers
+/// Bytes of a matrix's codes, and of its grid's values as floats and, where they have that form,
+/// as integers.
+fn code_bytes(grid: &Grid, rows: u64, cols: u64) -> u64 {
+    let high = if grid.is_wide() { cols.div_ceil(8) } else { 0 };
+    let integers = Int8Grid::new(grid).map_or(0, |_| 32);
+    rows * (cols.div_ceil(2) + high) + 32 * 4 + integers
 }
 
 /// Bytes of `rows` rows of `cols` columns in int8.
 fn quantised_bytes(rows: usize, cols: usize) -> u64 {
-    (rows * (cols.next_multiple_of(4) + 4)) as u64
+    (rows * (cols.next_multiple_of(8) + 4)) as u64
 }
 
 /// The lengths of all norms and biases.

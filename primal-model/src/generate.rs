@@ -8,6 +8,8 @@ use rayon::Yield;
 use rayon::prelude::*;
 
 use crate::block::activate;
+#[cfg(feature = "cuda")]
+use crate::cuda::{CudaInferenceModel, CudaReader};
 use crate::error::ModelError;
 use crate::inference::InferenceModel;
 use crate::layers::NormStats;
@@ -25,15 +27,33 @@ static AWAKE: AtomicBool = AtomicBool::new(false);
 ///
 /// Tokens fed together give the same bits as one after the other, where every matrix is on a grid.
 pub struct Generator<'m> {
+    shape: ModelShape,
+    reader: Box<dyn Reader + 'm>,
+    /// The tokens that were read, in order.
+    history: Vec<u32>,
+    /// (V).
+    logits: Vec<f32>,
+}
+
+/// A model that takes tokens in, with its memory of keys and values.
+pub(crate) trait Reader: Send {
+    /// Reads tokens that stand at the positions from `first` on and fit the context; those before
+    /// them were read. Writes the logits (V) of what follows the last one, if they are wanted.
+    fn read(
+        &mut self,
+        first: usize,
+        tokens: &[u32],
+        logits: Option<&mut [f32]>,
+    ) -> Result<(), ModelError>;
+}
+
+/// The processor's reader.
+struct CpuReader<'m> {
     model: &'m InferenceModel,
     isa: Isa,
     /// One a block.
     caches: Vec<KvCache>,
-    /// The tokens in the cache, in order.
-    history: Vec<u32>,
     buffers: Buffers,
-    /// (V).
-    logits: Vec<f32>,
 }
 
 /// Buffers of a chunk of n tokens.
@@ -85,12 +105,30 @@ impl<'m> Generator<'m> {
     pub fn new(model: &'m InferenceModel, isa: Isa, cache: CacheKind) -> Self {
         let shape = model.shape();
         let new_cache = |_| KvCache::new(cache, shape.n_kv_head, shape.head_dim, shape.context);
-        Generator {
+        let reader = CpuReader {
             model,
             isa,
             caches: (0..shape.n_layer).map(new_cache).collect(),
-            history: Vec::with_capacity(shape.context),
             buffers: Buffers::new(shape),
+        };
+        Generator::of(shape, Box::new(reader))
+    }
+
+    /// An empty memory, in f16, beside `model` on its GPU.
+    ///
+    /// # Errors
+    /// Too little memory on the GPU.
+    #[cfg(feature = "cuda")]
+    pub fn on_gpu(model: &'m CudaInferenceModel) -> Result<Self, ModelError> {
+        let reader = CudaReader::new(model)?;
+        Ok(Generator::of(model.shape(), Box::new(reader)))
+    }
+
+    fn of(shape: &ModelShape, reader: Box<dyn Reader + 'm>) -> Self {
+        Generator {
+            shape: *shape,
+            reader,
+            history: Vec::with_capacity(shape.context),
             logits: vec![0.0; shape.vocab],
         }
     }
@@ -135,7 +173,7 @@ impl<'m> Generator<'m> {
     /// full the older half of it is forgotten and the rest read again: what a token was seen to
     /// mean depends on where it stood.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], ModelError> {
-        let shape = *self.model.shape();
+        let shape = self.shape;
         if tokens.is_empty() {
             return Err(ModelError::Generate(
                 "nothing to continue: the prompt has no tokens".into(),
@@ -147,19 +185,18 @@ impl<'m> Generator<'m> {
                 shape.vocab
             )));
         }
-        with_threads_awake(|| {
-            let mut rest = tokens;
-            while !rest.is_empty() {
-                if self.history.len() == shape.context {
-                    self.forget_half();
-                }
-                let room = shape.context - self.history.len();
-                let (now, later) = rest.split_at(rest.len().min(room));
-                self.read(now);
-                rest = later;
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            if self.history.len() == shape.context {
+                self.forget_half()?;
             }
-            self.output();
-        });
+            let first = self.history.len();
+            let (now, later) = rest.split_at(rest.len().min(shape.context - first));
+            let logits = later.is_empty().then_some(&mut self.logits[..]);
+            self.reader.read(first, now, logits)?;
+            self.history.extend(now);
+            rest = later;
+        }
         Ok(&self.logits)
     }
 
@@ -168,26 +205,39 @@ impl<'m> Generator<'m> {
         &self.logits
     }
 
-    fn forget_half(&mut self) {
-        let context = self.model.shape().context;
-        let kept = self.history.split_off(context - (context / 2).max(1) + 1);
-        self.history.clear();
-        self.read(&kept);
+    fn forget_half(&mut self) -> Result<(), ModelError> {
+        let kept = (self.shape.context / 2).max(1) - 1;
+        self.history.drain(..self.history.len() - kept);
+        self.reader.read(0, &self.history, None)
     }
+}
 
-    /// Feeds tokens that fit the context.
-    fn read(&mut self, tokens: &[u32]) {
-        for chunk in tokens.chunks(chunk_tokens(self.model.shape())) {
-            self.read_chunk(chunk);
-        }
+impl Reader for CpuReader<'_> {
+    fn read(
+        &mut self,
+        first: usize,
+        tokens: &[u32],
+        logits: Option<&mut [f32]>,
+    ) -> Result<(), ModelError> {
+        let chunk = chunk_tokens(self.model.shape());
+        with_threads_awake(|| {
+            for (i, tokens) in tokens.chunks(chunk).enumerate() {
+                self.read_chunk(first + i * chunk, tokens);
+            }
+            if let Some(logits) = logits {
+                self.output(logits);
+            }
+        });
+        Ok(())
     }
+}
 
+impl CpuReader<'_> {
     /// Leaves the residual stream of the tokens in the buffers.
-    fn read_chunk(&mut self, tokens: &[u32]) {
+    fn read_chunk(&mut self, first: usize, tokens: &[u32]) {
         let (isa, model) = (self.isa, self.model);
         let shape = *model.shape();
-        let (n, c, first) = (tokens.len(), shape.width, self.history.len());
-        self.history.extend(tokens);
+        let (n, c) = (tokens.len(), shape.width);
         let Buffers {
             stream,
             normed,
@@ -245,8 +295,8 @@ impl<'m> Generator<'m> {
         }
     }
 
-    /// The logits of the last token read.
-    fn output(&mut self) {
+    /// The logits (V) of what follows the last token read.
+    fn output(&mut self, logits: &mut [f32]) {
         let model = self.model;
         let c = model.shape().width;
         let buffers = &mut self.buffers;
@@ -256,7 +306,7 @@ impl<'m> Generator<'m> {
             .norm
             .forward(self.isa, stream, normed, &mut buffers.stats);
         let head = model.head.as_ref().unwrap_or(&model.tok_embedding);
-        head.multiply(self.isa, normed, &mut self.logits, &mut buffers.quantised);
+        head.multiply(self.isa, normed, logits, &mut buffers.quantised);
     }
 }
 

@@ -56,6 +56,7 @@ pub mod parallel;
 mod parameters;
 pub mod process;
 pub mod quantise;
+mod resident;
 mod rope;
 pub mod sampling;
 mod scratch;
@@ -68,8 +69,11 @@ pub mod voice;
 mod vote_tests;
 mod work;
 
+#[cfg(feature = "cuda")]
+pub use cuda::CudaInferenceModel;
 pub use error::ModelError;
 pub use inference::{InferenceModel, Matrix};
 pub use model::{Model, Pass};
+pub use resident::ResidentModel;
 pub use shape::ModelShape;
 pub use work::Work;

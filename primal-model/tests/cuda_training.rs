@@ -2,48 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
+#[path = "cuda/mod.rs"]
+mod common;
+
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
+use common::{DEVICE, config};
 use cuda_standin::Injection;
 use primal_kernels::Isa;
 use primal_lut::{QuantMatrix, TensorFile};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::Config;
 use primal_model::train::{Event, Summary, Trainer};
-
-/// Runs share the one device that the model opens.
-static DEVICE: Mutex<()> = Mutex::new(());
-
-fn config(folder: &Path, run: &str, backend: &str, changes: &[&str]) -> Config {
-    let path = folder.join("text.txt");
-    let text: String = (0..400)
-        .map(|i| format!("line {i}: the square of {i} is {}.\n", i * i))
-        .collect();
-    std::fs::write(&path, text).unwrap();
-    let mut config = Config::preset("shakespeare-char").unwrap();
-    config.data.train = vec![path];
-    config.train.run = folder.join(run);
-    let backend = format!("train.backend=\"{backend}\"");
-    let tiny = [
-        "model.width=32",
-        "model.n_layer=2",
-        "model.n_head=2",
-        "model.context=16",
-        "train.steps=20",
-        "train.batch=4",
-        "train.eval_every=0",
-        "train.save_every=0",
-        "train.eval_tokens=64",
-        "optim.warmup_steps=4",
-        &backend,
-    ];
-    for change in tiny.iter().chain(changes) {
-        config.set(change).unwrap();
-    }
-    config
-}
 
 /// Trains to the end; the processor without bf16, which a GPU's gradients of weights have not.
 fn finish(config: Config) -> Summary {

@@ -59,7 +59,7 @@ struct Usage {
     spilled_bytes: u32,
 }
 
-/// Every kernel on the stand-in device against the processor's, and whole training runs.
+/// Every kernel on the stand-in device against the processor's, whole training runs, and texts.
 pub fn stand_in() -> Result<()> {
     let kernels = ["cuda_layers", "cuda_votes"]
         .map(|test| ["--test", test])
@@ -70,7 +70,10 @@ pub fn stand_in() -> Result<()> {
         command
     };
     execute(test().args(["-p", "primal-kernels", "--lib"]).args(kernels))?;
-    execute(test().args(["-p", "primal-model", "--test", "cuda_training"]))?;
+    let model = ["cuda_training", "cuda_generation"]
+        .map(|test| ["--test", test])
+        .concat();
+    execute(test().args(["-p", "primal-model"]).args(model))?;
     execute(test().args(["-p", "primal-cli", "--test", "cuda"]))
 }
 
@@ -354,12 +357,11 @@ fn over_budget(usage: &Usage) -> Option<String> {
 
 /// Threads of the kernel's blocks that a multiprocessor holds, in percent of what it could.
 fn occupancy(usage: &Usage, architecture: &str) -> String {
-    let threads = if usage.kernel.ends_with("_128") && usage.kernel.starts_with("attention")
-        || usage.kernel.starts_with("attention_backward_keys")
-    {
-        128
-    } else {
-        256
+    let threads = match usage.kernel.as_str() {
+        "attention_cached" => 64,
+        kernel if kernel.starts_with("attention_backward_keys") => 128,
+        kernel if kernel.starts_with("attention") && kernel.ends_with("_128") => 128,
+        _ => 256,
     };
     let (most, shared) = if architecture == "sm_61" {
         (2048, 96 * 1024)

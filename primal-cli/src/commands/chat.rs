@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use primal_model::ResidentModel;
 use primal_model::chat::{ChatTemplate, Message};
 
 use crate::args::ChatArgs;
-use crate::commands::{Loaded, Writer};
+use crate::commands::{Loaded, Writer, cache_kind};
 use crate::output;
 use crate::progress::note;
 use crate::report::INTERRUPTED;
@@ -19,9 +20,14 @@ use crate::report::INTERRUPTED;
 pub fn run(args: &ChatArgs) -> Result<ExitCode> {
     let sampler = args.sampling.sampler()?;
     let loaded = Loaded::open(&args.model, args.threads, |checkpoint| {
-        checkpoint.load_for_inference(args.compute)
+        ResidentModel::load(
+            checkpoint,
+            args.backend,
+            cache_kind(checkpoint, args.kv_cache),
+            args.compute,
+        )
     })?;
-    let mut writer = Writer::new(&loaded, sampler, args.kv_cache);
+    let mut writer = Writer::new(&loaded, sampler, args.kv_cache)?;
     let turn = Turn::watch_signals()?;
     let template = match loaded.tokenizer.settings() {
         Some(settings) => ChatTemplate::new(settings)?,

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
+use primal_model::ResidentModel;
 use serde::Serialize;
 
 use crate::args::GenerateArgs;
-use crate::commands::{Loaded, Writer};
+use crate::commands::{Loaded, Writer, cache_kind};
 use crate::output;
 
 #[derive(Serialize)]
@@ -24,9 +25,14 @@ struct Report<'a> {
 pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let sampler = args.sampling.sampler()?;
     let loaded = Loaded::open(&args.model, args.threads, |checkpoint| {
-        checkpoint.load_for_inference(args.compute)
+        ResidentModel::load(
+            checkpoint,
+            args.backend,
+            cache_kind(checkpoint, args.kv_cache),
+            args.compute,
+        )
     })?;
-    let mut writer = Writer::new(&loaded, sampler, args.kv_cache);
+    let mut writer = Writer::new(&loaded, sampler, args.kv_cache)?;
     let prompt_tokens = writer.read(&args.prompt)?;
     if !args.json {
         output::stream(&args.prompt)?;

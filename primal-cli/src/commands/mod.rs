@@ -24,13 +24,13 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use primal_kernels::Isa;
+use primal_kernels::{CacheKind, Isa};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::{Config, KvCacheKind};
 use primal_model::generate::Generator;
 use primal_model::sampling::{Sampling, TokenSampler};
 use primal_model::tokenizer::Tokenizer;
-use primal_model::{InferenceModel, ModelError};
+use primal_model::{ModelError, ResidentModel};
 
 use crate::args::{BaseArgs, SamplingArgs};
 use crate::report::WrongUsage;
@@ -106,6 +106,11 @@ impl SamplingArgs {
     }
 }
 
+/// How keys and values are kept: as asked for, or as the model is configured.
+fn cache_kind(checkpoint: &Checkpoint, asked: Option<KvCacheKind>) -> CacheKind {
+    asked.unwrap_or(checkpoint.config.inference.kv_cache).into()
+}
+
 /// A text in the making: the model, what it has read and written, and how it chooses.
 struct Writer<'m> {
     generator: Generator<'m>,
@@ -116,18 +121,17 @@ struct Writer<'m> {
 
 impl<'m> Writer<'m> {
     fn new(
-        loaded: &'m Loaded<InferenceModel>,
+        loaded: &'m Loaded<ResidentModel>,
         sampler: TokenSampler,
         kv_cache: Option<KvCacheKind>,
-    ) -> Self {
-        let configured = loaded.checkpoint.config.inference.kv_cache;
-        let kv_cache = kv_cache.unwrap_or(configured).into();
-        Writer {
-            generator: Generator::new(&loaded.model, loaded.isa, kv_cache),
+    ) -> Result<Self> {
+        let kind = cache_kind(&loaded.checkpoint, kv_cache);
+        Ok(Writer {
+            generator: loaded.model.generator(loaded.isa, kind)?,
             tokenizer: &loaded.tokenizer,
             sampler,
             history: Vec::new(),
-        }
+        })
     }
 
     /// Reads text; an empty one at the very start stands for the beginning of a document.

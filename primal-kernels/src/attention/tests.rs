@@ -217,44 +217,6 @@ fn a_bad_number_stays_visible() {
     assert!(got.out[29 * 4].is_finite());
 }
 
-#[test]
-fn decoding_equals_the_last_row() {
-    for shape in SHAPES {
-        let AttentionShape {
-            time,
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = shape;
-        let shape = AttentionShape { batch: 1, ..shape };
-        let (qkv, _) = inputs(&shape);
-        let width = shape.qkv_width();
-        let columns = |from: usize, slots: usize| -> Vec<f32> {
-            let part = |row: &[f32]| row[from * head_dim..(from + slots) * head_dim].to_vec();
-            qkv.chunks_exact(width).flat_map(part).collect()
-        };
-        let (keys, values) = (
-            columns(heads, kv_heads),
-            columns(heads + kv_heads, kv_heads),
-        );
-        let q = &qkv[(time - 1) * width..][..shape.width()];
-        let (want, _) = oracle(&shape, &wide(&qkv));
-        let want = &want[(time - 1) * shape.width()..];
-
-        let decode = |isa| {
-            let mut out = vec![9.0; shape.width()];
-            attention_decode(isa, &shape, q, &keys, &values, &mut out);
-            out
-        };
-        let best = decode(Isa::best());
-        assert_close(&best, want, 2e-6, &format!("{shape:?}"));
-        for isa in Isa::available() {
-            assert_eq!(decode(isa), best, "{} at {shape:?}", isa.name());
-        }
-    }
-}
-
 /// The cached attention of all tokens, `step` of them at a time.
 fn cached(isa: Isa, kind: CacheKind, shape: &AttentionShape, qkv: &[f32], step: usize) -> Vec<f32> {
     let &AttentionShape {

@@ -1,9 +1,10 @@
 //! Tiled causal attention, forward, backward and for one new token.
 
-use super::buffer::View;
-use super::device::{THREADS, blocks_for_rows, launch};
+use super::buffer::{Buffer, View};
+use super::device::{Device, THREADS, blocks_for, blocks_for_rows, launch};
 use super::error::CudaError;
-use crate::attention::AttentionShape;
+use crate::attention::{AttentionShape, TILE};
+use crate::lanes::LANES;
 
 /// The `Attention` of attention.cu.
 #[derive(Clone, Copy)]
@@ -65,13 +66,20 @@ fn kernels(shape: &AttentionShape) -> Result<&'static Kernels, CudaError> {
         let reason = "attention over whole sequences runs on the processor alone";
         return Err(CudaError::Unsupported(reason.to_string()));
     }
-    match shape.head_dim {
-        1..=64 => Ok(&UP_TO_64),
-        65..=128 => Ok(&UP_TO_128),
-        wide => Err(CudaError::Unsupported(format!(
-            "heads of {wide} elements: the GPU's attention takes up to 128"
-        ))),
+    check_head(shape.head_dim)?;
+    Ok(match shape.head_dim {
+        ..=64 => &UP_TO_64,
+        _ => &UP_TO_128,
+    })
+}
+
+fn check_head(head_dim: usize) -> Result<(), CudaError> {
+    if head_dim > 128 {
+        return Err(CudaError::Unsupported(format!(
+            "heads of {head_dim} elements: the GPU's attention takes up to 128"
+        )));
     }
+    Ok(())
 }
 
 /// out = softmax(mask(q kᵀ / √D)) v; `qkv` (B, T, (H + 2·KV)·D), `out` (B, T, H·D), `lse`
@@ -168,32 +176,91 @@ pub fn attention_backward(
     )
 }
 
-/// Attention of one new token's queries `q` (H·D) over `shape.time` cached `keys` and `values`
-/// (time, KV·D); `out` (H·D).
-///
-/// # Panics
-/// If a length does not match the shape.
-pub fn attention_decode(
-    shape: &AttentionShape,
-    q: View<'_, f32>,
-    keys: View<'_, f32>,
-    values: View<'_, f32>,
-    out: View<'_, f32>,
-) -> Result<(), CudaError> {
-    assert!(
-        shape.batch == 1 && shape.time > 0,
-        "one sequence with a token"
-    );
-    let cached = shape.time * shape.kv_heads * shape.head_dim;
-    launch!(
-        out.device,
-        "attention_decode",
-        blocks_for_rows(shape.heads),
-        THREADS,
-        q.of(shape.width(), "q is (H D)"),
-        keys.of(cached, "keys are (time, KV D)"),
-        values.of(cached, "values are (time, KV D)"),
-        out.of(shape.width(), "out is (H D)"),
-        raw(shape),
-    )
+/// Keys and values of the tokens that one layer has seen, in f16: laid out and rounded as the CPU's
+/// `KvCache` of that kind.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Bits of f16.
+    keys: Buffer<u16>,
+    values: Buffer<u16>,
+    kv_heads: usize,
+    head_dim: usize,
+    tokens: usize,
+}
+
+impl KvCache {
+    /// Room for `tokens` tokens of `kv_heads` heads of `head_dim`.
+    ///
+    /// # Errors
+    /// Too little memory, or heads of more than 128 elements.
+    pub fn new(
+        device: &Device,
+        kv_heads: usize,
+        head_dim: usize,
+        tokens: usize,
+    ) -> Result<KvCache, CudaError> {
+        check_head(head_dim)?;
+        let (rows, what) = (kv_heads * tokens.next_multiple_of(TILE), "keys and values");
+        Ok(KvCache {
+            keys: Buffer::zeros(device, rows * head_dim, what)?,
+            values: Buffer::zeros(device, rows * head_dim.next_multiple_of(LANES), what)?,
+            kv_heads,
+            head_dim,
+            tokens,
+        })
+    }
+
+    /// Stores keys and values of the token at `position`, and attends to them and all before:
+    /// `qkv` is its row ((H + 2·KV)·D), turned already, `out` (H·D) for H = `heads`. The bits of
+    /// the CPU's `attention_cached`.
+    ///
+    /// # Panics
+    /// If the token does not fit or a length does not match.
+    pub fn attend(
+        &self,
+        heads: usize,
+        position: usize,
+        qkv: View<'_, f32>,
+        out: View<'_, f32>,
+    ) -> Result<(), CudaError> {
+        assert!(
+            position < self.tokens,
+            "token {position} of {}",
+            self.tokens
+        );
+        let shape = AttentionShape {
+            batch: 1,
+            time: position + 1,
+            heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            causal: true,
+        };
+        let qkv_at = qkv.of(shape.qkv_width(), "qkv is ((H + 2 KV) D)");
+        let (keys, values) = (self.keys.view(..).address, self.values.view(..).address);
+        let stored = self.tokens.next_multiple_of(TILE) as i32;
+        launch!(
+            out.device,
+            "store_token",
+            blocks_for(self.kv_heads * self.head_dim),
+            THREADS,
+            qkv_at,
+            keys,
+            values,
+            raw(&shape),
+            stored,
+        )?;
+        launch!(
+            out.device,
+            "attention_cached",
+            [heads, 1, 1],
+            TILE as u32,
+            qkv_at,
+            keys,
+            values,
+            out.of(shape.width(), "out is (H D)"),
+            raw(&shape),
+            stored,
+        )
+    }
 }

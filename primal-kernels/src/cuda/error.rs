@@ -55,7 +55,7 @@ pub enum CudaError {
     Compile(String),
     /// The device's memory is used up.
     #[error(
-        "out of GPU memory: {what} needs {bytes} bytes, {free} of {total} are free; hint: a smaller --batch, or more --micro-batches"
+        "out of GPU memory: {what} needs {bytes} bytes, {free} of {total} are free; hint: a smaller --batch, or more --micro-batches, to train; --backend cpu to generate"
     )]
     OutOfMemory {
         /// What was to be allocated.

@@ -27,13 +27,13 @@ impl DeviceInt8Grid {
 
 /// Bytes of a row of `cols` columns.
 fn stride(cols: usize) -> usize {
-    cols.next_multiple_of(4)
+    cols.next_multiple_of(8)
 }
 
 /// Room for rows of activations as i8.
 #[derive(Debug)]
 pub struct QuantisedRows {
-    /// The rows one after the other, each padded with zeros to a multiple of 4.
+    /// The rows one after the other, each padded with zeros to a multiple of 8.
     pub values: Buffer<i8>,
     /// The unit of each row.
     pub scales: Buffer<f32>,
@@ -136,6 +136,29 @@ pub fn int8_matmul_nn(
 ) -> Result<(), CudaError> {
     assert_eq!(rows.len(), dy.cols, "rows of w");
     multiply("int8_gemm_nn", dy, w, rows, (dx, w.cols()), accumulate)
+}
+
+/// y (m) = w x for one quantised token x (k) and w (m, k): the bits of the CPU's `int8_matvec`.
+///
+/// # Panics
+/// If a length does not match or [`DeviceWeights::has_int8_matvec`] is false.
+pub fn int8_matvec(x: Quantised<'_>, w: &DeviceWeights, y: View<'_, f32>) -> Result<(), CudaError> {
+    assert_eq!((w.cols(), 1), (x.cols, x.scales.len()), "one token");
+    assert!(w.has_int8_matvec(), "a matrix with an integer form");
+    let grid = w.int8_grid(x.cols)?;
+    launch!(
+        y.device,
+        "int8_matvec",
+        blocks_for_rows(w.rows()),
+        THREADS,
+        x.values.address,
+        x.scales.address,
+        w.raw(),
+        grid.values.view(..).address,
+        y.of(w.rows(), "output of a matrix-vector product"),
+        w.rows() as i32,
+        grid.unit_value,
+    )
 }
 
 /// A result (n, cols) = or += the product of `x` and rows of `w`.

@@ -1,4 +1,4 @@
-//! Cross-entropy in tiles of the vocabulary, gradients of embeddings, the choice of a token.
+//! Cross-entropy in tiles of the vocabulary, gradients of embeddings.
 
 use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for, blocks_for_rows, launch};
@@ -176,18 +176,5 @@ pub fn position_gradient(
         rows as i32,
         width as i32,
         grad.address,
-    )
-}
-
-/// best (1) = the index of the largest of `logits`, the lowest of equals.
-pub fn argmax(logits: View<'_, f32>, best: View<'_, u32>) -> Result<(), CudaError> {
-    launch!(
-        logits.device,
-        "argmax",
-        [1, 1, 1],
-        THREADS,
-        logits.address,
-        logits.len() as i32,
-        best.of(1, "one index"),
     )
 }

@@ -6,8 +6,8 @@ use primal_kernels::cuda::{
     self, Buffer, CastStep, CrossEntropy, CudaError, Device, DeviceWeights, NormSizes,
     QuantisedRows, View,
 };
-use primal_kernels::{AttentionShape, vocab_tiles};
-use primal_optim::{CAST_STREAM, ConsensusStep, StepContext};
+use primal_kernels::{AttentionShape, NormKind, vocab_tiles};
+use primal_optim::{CAST_STREAM, ConsensusStep, FloatVector, StepContext};
 
 use super::{CudaModel, Part};
 use crate::activations::TokenIndex;
@@ -18,6 +18,7 @@ use crate::device_ledger::{
 use crate::error::ModelError;
 use crate::layers::{Linear, Norm};
 use crate::model::{Model, Pass};
+use crate::rope::Rope;
 
 /// The token rows of one micro-batch.
 pub(super) struct Piece {
@@ -27,12 +28,48 @@ pub(super) struct Piece {
     pub(super) counted: usize,
 }
 
-/// A norm: its sizes, and its weight and bias in the arena.
-struct NormAt {
+/// A norm, and where its weight and bias lie among the float parameters.
+pub(super) struct NormAt {
     eps: f32,
     rms: bool,
-    weight: Part,
-    bias: Option<Part>,
+    pub(super) weight: Part,
+    pub(super) bias: Option<Part>,
+}
+
+impl NormAt {
+    /// The norm whose parameters lie where `place` says.
+    pub(super) fn new(norm: &Norm, place: &mut dyn FnMut(&FloatVector) -> Part) -> Self {
+        NormAt {
+            eps: norm.eps,
+            rms: norm.kind == NormKind::Rms,
+            weight: place(&norm.weight),
+            bias: norm.bias.as_ref().map(place),
+        }
+    }
+
+    /// Of `n` rows of `width`.
+    pub(super) fn sizes(&self, n: usize, width: usize) -> NormSizes {
+        NormSizes {
+            n,
+            width,
+            eps: self.eps,
+            rms: self.rms,
+        }
+    }
+}
+
+/// Cosines and sines of rotary positions, (T, D / 2) each.
+pub(super) type Angles = (Buffer<f32>, Buffer<f32>);
+
+pub(super) fn upload_angles(
+    device: &Device,
+    rope: Option<&Rope>,
+) -> Result<Option<Angles>, CudaError> {
+    let Some((cos, sin)) = rope.map(Rope::angles) else {
+        return Ok(None);
+    };
+    let upload = |angles: &[f32]| Buffer::from_slice(device, angles, "angles");
+    Ok(Some((upload(cos)?, upload(sin)?)))
 }
 
 /// A linear layer: the number of its matrix, and its bias in the arena.
@@ -92,8 +129,7 @@ pub(super) struct PassBuffers {
     head: Option<usize>,
     blocks: Vec<BlockAt>,
     norm: NormAt,
-    /// Cosines and sines, (T, D / 2).
-    rope: Option<(Buffer<f32>, Buffer<f32>)>,
+    angles: Option<Angles>,
     feed_forward: FeedForward,
     inputs: Vec<Buffer<f32>>,
     segment_inputs: Vec<Buffer<f32>>,
@@ -150,25 +186,11 @@ impl PassBuffers {
                 up: of(shape.up_width())?,
             })
         };
-        let norm = |norm: &Norm| NormAt {
-            eps: norm.eps,
-            rms: norm.kind == primal_kernels::NormKind::Rms,
-            weight: layout.part(norm.weight.name()),
-            bias: norm.bias.as_ref().map(|bias| layout.part(bias.name())),
-        };
+        let mut place = |vector: &FloatVector| layout.part(vector.name());
+        let mut norm = |norm: &Norm| NormAt::new(norm, &mut place);
         let linear = |linear: &Linear| LinearAt {
             matrix: layout.matrix(&linear.weight),
             bias: linear.bias.as_ref().map(|bias| layout.part(bias.name())),
-        };
-        let rope = match &model.rope {
-            Some(rope) => {
-                let (cos, sin) = rope.angles();
-                Some((
-                    Buffer::from_slice(device, cos, "angles")?,
-                    Buffer::from_slice(device, sin, "angles")?,
-                ))
-            }
-            None => None,
         };
         let words = |len: usize| Buffer::zeros(device, len, "tokens");
         let segments = shape.n_layer.div_ceil(segment);
@@ -191,7 +213,7 @@ impl PassBuffers {
                 })
                 .collect(),
             norm: norm(&model.norm),
-            rope,
+            angles: upload_angles(device, model.rope.as_ref())?,
             feed_forward: shape.feed_forward,
             inputs: (0..=segment).map(|_| stream()).collect::<Result<_, _>>()?,
             segment_inputs: (1..segments).map(|_| stream()).collect::<Result<_, _>>()?,
@@ -346,15 +368,6 @@ impl CudaModel {
         Ok(b.loss_sums.download(&mut sums[..pieces.len()])?)
     }
 
-    fn sizes(&self, norm: &NormAt, n: usize) -> NormSizes {
-        NormSizes {
-            n,
-            width: self.shape.width,
-            eps: norm.eps,
-            rms: norm.rms,
-        }
-    }
-
     fn normalise(
         &self,
         norm: &NormAt,
@@ -365,7 +378,7 @@ impl CudaModel {
     ) -> Result<(), CudaError> {
         let elements = n * self.shape.width;
         cuda::norm_forward(
-            self.sizes(norm, n),
+            norm.sizes(n, self.shape.width),
             x.view(..elements),
             self.parameter(&norm.weight),
             norm.bias.as_ref().map(|bias| self.parameter(bias)),
@@ -389,7 +402,7 @@ impl CudaModel {
             let rows = piece.rows.clone();
             let elements = rows.start * c..rows.end * c;
             cuda::norm_backward(
-                self.sizes(norm, rows.len()),
+                norm.sizes(rows.len(), c),
                 dy.view(elements.clone()),
                 x.view(elements.clone()),
                 self.parameter(&norm.weight),
@@ -533,7 +546,7 @@ impl CudaModel {
         time: usize,
         back: bool,
     ) -> Result<(), CudaError> {
-        let Some((cos, sin)) = &self.buffers.rope else {
+        let Some((cos, sin)) = &self.buffers.angles else {
             return Ok(());
         };
         let shape = &self.shape;

@@ -1,0 +1,308 @@
+//! Reading tokens on a GPU, where the whole model and its cache of keys and values lie: up goes a
+//! token, down come, when they are wanted, the logits of what follows it.
+//!
+//! Tokens go through one at a time, a prompt too. Where every matrix is on a grid the logits have
+//! the bits of the processor's.
+
+use std::ops::Range;
+
+use primal_kernels::cuda::{self, Buffer, CudaError, Device, DeviceWeights, KvCache, View};
+use primal_lut::{Grid, TensorFile};
+use primal_optim::FloatVector;
+
+use super::pass::{Angles, NormAt, upload_angles};
+use crate::block::Block;
+use crate::build::{Source, Stored, build};
+use crate::config::{Compute, Config, FeedForward, FloatPart};
+use crate::device_ledger::widest_matrix;
+use crate::error::ModelError;
+use crate::generate::Reader;
+use crate::layers::Linear;
+use crate::model::Model;
+use crate::shape::ModelShape;
+
+/// A model in the memory of a GPU, to read and write text.
+pub struct CudaInferenceModel {
+    device: Device,
+    shape: ModelShape,
+    compute: Compute,
+    tok_embedding: DeviceWeights,
+    pos_embedding: Option<DeviceWeights>,
+    angles: Option<Angles>,
+    blocks: Vec<DeviceBlock>,
+    norm: NormAt,
+    head: Option<DeviceWeights>,
+    /// All norms and biases.
+    vectors: Buffer<f32>,
+}
+
+struct DeviceBlock {
+    norm1: NormAt,
+    qkv: DeviceLinear,
+    attention_out: DeviceLinear,
+    norm2: NormAt,
+    up: DeviceLinear,
+    down: DeviceLinear,
+}
+
+struct DeviceLinear {
+    weights: DeviceWeights,
+    bias: Option<Range<usize>>,
+}
+
+impl CudaInferenceModel {
+    /// Copies a checkpoint's tensors to the GPU, matrix by matrix, to multiply as `compute` says.
+    pub(crate) fn open(
+        config: &Config,
+        vocab: usize,
+        file: &TensorFile,
+        compute: Compute,
+    ) -> Result<Self, ModelError> {
+        let device = super::open_device()?;
+        let upload = &mut Upload {
+            device: &device,
+            file: Stored(file),
+        };
+        let model: Model<DeviceWeights> = build(config, vocab, upload)?;
+        let mut values = Vec::new();
+        let mut place = |vector: &FloatVector| {
+            let start = values.len();
+            values.extend(vector.values());
+            start..values.len()
+        };
+        let norm = NormAt::new(&model.norm, &mut place);
+        let blocks = model.blocks.into_iter();
+        Ok(CudaInferenceModel {
+            shape: model.shape,
+            compute,
+            tok_embedding: model.tok_embedding,
+            pos_embedding: model.pos_embedding,
+            angles: upload_angles(&device, model.rope.as_ref())?,
+            blocks: blocks.map(|it| DeviceBlock::new(it, &mut place)).collect(),
+            norm,
+            head: model.head,
+            vectors: Buffer::from_slice(&device, &values, "norms and biases")?,
+            device,
+        })
+    }
+
+    /// The sizes.
+    pub(crate) fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// Bytes of all buffers on the device: the model's and those of its readers.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.device.allocated_bytes()
+    }
+
+    fn vector(&self, place: &Range<usize>) -> View<'_, f32> {
+        self.vectors.view(place.clone())
+    }
+}
+
+impl DeviceBlock {
+    fn new(
+        block: Block<DeviceWeights>,
+        place: &mut dyn FnMut(&FloatVector) -> Range<usize>,
+    ) -> Self {
+        DeviceBlock {
+            norm1: NormAt::new(&block.norm1, place),
+            norm2: NormAt::new(&block.norm2, place),
+            qkv: DeviceLinear::new(block.qkv, place),
+            attention_out: DeviceLinear::new(block.attention_out, place),
+            up: DeviceLinear::new(block.up, place),
+            down: DeviceLinear::new(block.down, place),
+        }
+    }
+}
+
+impl DeviceLinear {
+    fn new(
+        linear: Linear<DeviceWeights>,
+        place: &mut dyn FnMut(&FloatVector) -> Range<usize>,
+    ) -> Self {
+        DeviceLinear {
+            weights: linear.weight,
+            bias: linear.bias.as_ref().map(place),
+        }
+    }
+}
+
+/// The tensors of a checkpoint, their matrices on a device.
+struct Upload<'a> {
+    device: &'a Device,
+    file: Stored<'a>,
+}
+
+impl Source<DeviceWeights> for Upload<'_> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        size: (usize, usize),
+        std: f32,
+        grid: &Grid,
+        part: FloatPart,
+    ) -> Result<DeviceWeights, ModelError> {
+        let weight = self.file.matrix(name, size, std, grid, part)?;
+        Ok(match weight.quant() {
+            Some(matrix) => DeviceWeights::upload(self.device, matrix, name)?,
+            None => {
+                let values = weight.dense().unwrap_or_default();
+                DeviceWeights::upload_dense(self.device, values, size, name)?
+            }
+        })
+    }
+
+    fn vector(
+        &mut self,
+        name: String,
+        len: usize,
+        initial: f32,
+    ) -> Result<FloatVector, ModelError> {
+        self.file.vector(name, len, initial)
+    }
+}
+
+/// Reads tokens into a cache of its own.
+pub(crate) struct CudaReader<'m> {
+    model: &'m CudaInferenceModel,
+    /// One a block.
+    caches: Vec<KvCache>,
+    token: Buffer<u32>,
+    /// (C), the residual stream.
+    stream: Buffer<f32>,
+    /// (C), what a norm gives to a layer and what the layer adds to the stream.
+    normed: Buffer<f32>,
+    qkv: Buffer<f32>,
+    attention: Buffer<f32>,
+    up: Buffer<f32>,
+    hidden: Buffer<f32>,
+    /// Mean and reciprocal standard deviation of the newest norm.
+    stats: Buffer<f32>,
+    quantised: cuda::QuantisedRows,
+    /// (V).
+    logits: Buffer<f32>,
+}
+
+impl<'m> CudaReader<'m> {
+    pub(crate) fn new(model: &'m CudaInferenceModel) -> Result<Self, ModelError> {
+        let (device, shape) = (&model.device, &model.shape);
+        let floats = |len: usize| Buffer::zeros(device, len, "buffers of a token");
+        let cache = |_| KvCache::new(device, shape.n_kv_head, shape.head_dim, shape.context);
+        Ok(CudaReader {
+            model,
+            caches: (0..shape.n_layer).map(cache).collect::<Result<_, _>>()?,
+            token: Buffer::zeros(device, 1, "a token")?,
+            stream: floats(shape.width)?,
+            normed: floats(shape.width)?,
+            qkv: floats(shape.qkv_width())?,
+            attention: floats(shape.attention_width())?,
+            up: floats(shape.up_width())?,
+            hidden: floats(shape.ff_width)?,
+            stats: floats(2)?,
+            quantised: cuda::QuantisedRows::new(device, 1, widest_matrix(shape))?,
+            logits: floats(shape.vocab)?,
+        })
+    }
+
+    /// Takes the token at `position` through all blocks.
+    fn read_token(&mut self, position: usize, token: u32) -> Result<(), CudaError> {
+        let (model, shape) = (self.model, &self.model.shape);
+        self.token.upload(&[token])?;
+        let (stream, normed) = (self.stream.view(..), self.normed.view(..));
+        let (qkv, attention) = (self.qkv.view(..), self.attention.view(..));
+        let (up, hidden) = (self.up.view(..), self.hidden.view(..));
+        cuda::embed(
+            &model.tok_embedding,
+            model.pos_embedding.as_ref(),
+            self.token.view(..),
+            shape.context,
+            position,
+            stream,
+        )?;
+        for (block, cache) in model.blocks.iter().zip(&self.caches) {
+            self.normalise(&block.norm1)?;
+            self.linear(&block.qkv, normed, qkv)?;
+            if let Some((cos, sin)) = &model.angles {
+                let heads = (shape.n_head + shape.n_kv_head, shape.head_dim);
+                let angles = (cos.view(..), sin.view(..));
+                cuda::rotate(qkv, shape.qkv_width(), heads, angles, position, false)?;
+            }
+            cache.attend(shape.n_head, position, qkv, attention)?;
+            self.linear(&block.attention_out, attention, normed)?;
+            cuda::add(normed, stream)?;
+
+            self.normalise(&block.norm2)?;
+            self.linear(&block.up, normed, up)?;
+            match shape.feed_forward {
+                FeedForward::Gelu => cuda::gelu(up, hidden)?,
+                FeedForward::Swiglu => cuda::swiglu(up, shape.ff_width, hidden)?,
+            }
+            self.linear(&block.down, hidden, normed)?;
+            cuda::add(normed, stream)?;
+        }
+        Ok(())
+    }
+
+    /// `normed` = norm of the residual stream.
+    fn normalise(&self, norm: &NormAt) -> Result<(), CudaError> {
+        cuda::norm_forward(
+            norm.sizes(1, self.model.shape.width),
+            self.stream.view(..),
+            self.model.vector(&norm.weight),
+            norm.bias.as_ref().map(|bias| self.model.vector(bias)),
+            self.normed.view(..),
+            self.stats.view(..1),
+            self.stats.view(1..),
+        )
+    }
+
+    fn linear(
+        &self,
+        layer: &DeviceLinear,
+        x: View<'_, f32>,
+        y: View<'_, f32>,
+    ) -> Result<(), CudaError> {
+        self.multiply(&layer.weights, x, y)?;
+        match &layer.bias {
+            Some(bias) => cuda::add_bias(self.model.vector(bias), y),
+            None => Ok(()),
+        }
+    }
+
+    /// y = W x, in integers where the processor does so.
+    fn multiply(
+        &self,
+        weights: &DeviceWeights,
+        x: View<'_, f32>,
+        y: View<'_, f32>,
+    ) -> Result<(), CudaError> {
+        if self.model.compute == Compute::Float || !weights.has_int8_matvec() {
+            return cuda::matvec(weights, x, y);
+        }
+        let x = self.quantised.quantise(x, None, weights.cols())?;
+        cuda::int8_matvec(x, weights, y)
+    }
+}
+
+impl Reader for CudaReader<'_> {
+    fn read(
+        &mut self,
+        first: usize,
+        tokens: &[u32],
+        logits: Option<&mut [f32]>,
+    ) -> Result<(), ModelError> {
+        for (position, &token) in (first..).zip(tokens) {
+            self.read_token(position, token)?;
+        }
+        if let Some(logits) = logits {
+            let model = self.model;
+            self.normalise(&model.norm)?;
+            let head = model.head.as_ref().unwrap_or(&model.tok_embedding);
+            self.multiply(head, self.normed.view(..), self.logits.view(..))?;
+            self.logits.download(logits)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! Shared by the tests on a GPU: a device that tests take in turn, and a tiny run.
+#![allow(clippy::unwrap_used, reason = "helpers of several tests")]
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use primal_model::config::Config;
+
+/// Runs share the one device that the model opens.
+pub static DEVICE: Mutex<()> = Mutex::new(());
+
+/// A tiny model of letters, trained for twenty steps unless `changes` say otherwise.
+pub fn config(folder: &Path, run: &str, backend: &str, changes: &[&str]) -> Config {
+    let path = folder.join("text.txt");
+    let text: String = (0..400)
+        .map(|i| format!("line {i}: the square of {i} is {}.\n", i * i))
+        .collect();
+    std::fs::write(&path, text).unwrap();
+    let mut config = Config::preset("shakespeare-char").unwrap();
+    config.data.train = vec![path];
+    config.train.run = folder.join(run);
+    let backend = format!("train.backend=\"{backend}\"");
+    let tiny = [
+        "model.width=32",
+        "model.n_layer=2",
+        "model.n_head=2",
+        "model.context=16",
+        "train.steps=20",
+        "train.batch=4",
+        "train.eval_every=0",
+        "train.save_every=0",
+        "train.eval_tokens=64",
+        "optim.warmup_steps=4",
+        &backend,
+    ];
+    for change in tiny.iter().chain(changes) {
+        config.set(change).unwrap();
+    }
+    config
+}

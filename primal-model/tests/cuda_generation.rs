@@ -1,0 +1,161 @@
+//! Generation on a GPU, here the stand-in, against the processor: logits, tokens, memory.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
+
+#[path = "cuda/mod.rs"]
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::PoisonError;
+
+use common::{DEVICE, config};
+use primal_kernels::{CacheKind, Isa};
+use primal_model::ResidentModel;
+use primal_model::checkpoint::Checkpoint;
+use primal_model::config::{Backend, Compute};
+use primal_model::ledger::Ledger;
+use primal_model::sampling::{Sampling, TokenSampler};
+use primal_model::train::Trainer;
+
+const CONTEXT: usize = 80;
+
+/// Tokens of a text: one and a half contexts are read or written.
+const TOKENS: usize = 120;
+
+/// A model of ten steps.
+fn trained(folder: &Path, changes: &[&str]) -> Checkpoint {
+    let context = format!("model.context={CONTEXT}");
+    let mut all = vec![context.as_str(), "train.steps=10", "train.eval_tokens=160"];
+    all.extend(changes);
+    let config = config(folder, "run", "cpu", &all);
+    let run = config.train.run.clone();
+    let mut trainer = Trainer::new(config).unwrap();
+    trainer.run(&mut |_| ControlFlow::Continue(())).unwrap();
+    Checkpoint::open(&run).unwrap()
+}
+
+/// Writes greedily from a prompt; returns the tokens and the logits after each.
+fn write(model: &ResidentModel) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let greedy = Sampling {
+        temperature: 0.0,
+        ..Sampling::default()
+    };
+    let mut sampler = TokenSampler::new(greedy).unwrap();
+    let isa = Isa::from_env().unwrap();
+    let mut generator = model.generator(isa, CacheKind::F16).unwrap();
+    let mut tokens = vec![3, 1, 4, 1, 5, 9, 2, 6, 5, 3];
+    let mut logits = vec![generator.feed(&tokens).unwrap().to_vec()];
+    while tokens.len() < TOKENS {
+        let newest = logits.last().unwrap();
+        let token = sampler.sample(newest, &tokens, tokens.len()).unwrap();
+        tokens.push(token);
+        logits.push(generator.feed(&[token]).unwrap().to_vec());
+    }
+    (tokens, logits)
+}
+
+/// The models of a checkpoint on both, what they write, and the GPU's memory against its plan.
+fn on_both(changes: &[&str], compute: Compute) -> [(Vec<u32>, Vec<Vec<f32>>); 2] {
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    let standin = cuda_standin::install(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(folder.path(), changes);
+    standin.counts(0);
+    let written = [Backend::Cpu, Backend::Cuda].map(|backend| {
+        let model = ResidentModel::load(&checkpoint, backend, CacheKind::F16, compute).unwrap();
+        if let ResidentModel::Cuda(on_gpu) = &model {
+            let _generator = model.generator(Isa::best(), CacheKind::F16).unwrap();
+            let ledger = Ledger::for_gpu_inference(&checkpoint.config, model.shape());
+            assert_eq!(on_gpu.allocated_bytes(), ledger.total(), "{changes:?}");
+        }
+        write(&model)
+    });
+    let counts = standin.counts(0);
+    println!(
+        "{changes:?}: {} launches, {} M instructions, {} KiB copied for {TOKENS} tokens",
+        counts.launches,
+        counts.instructions / 1_000_000,
+        counts.copied_bytes >> 10,
+    );
+    written
+}
+
+fn same_bits(changes: &[&str]) {
+    let [want, got] = on_both(changes, Compute::Int8);
+    assert_eq!(got.0, want.0, "tokens of {changes:?}");
+    for (i, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
+        let bits = |logits: &[f32]| logits.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(got), bits(want), "logits {i} of {changes:?}");
+    }
+    let mut known = want.0.clone();
+    known.sort_unstable();
+    known.dedup();
+    assert!(known.len() > 6, "the text is not one token: {:?}", want.0);
+}
+
+#[test]
+fn a_gpt_writes_the_processors_text() {
+    same_bits(&["model.fine_last_block=true"]);
+}
+
+#[test]
+fn a_llama_writes_the_processors_text() {
+    same_bits(&[
+        "model.norm=rms",
+        "model.position=rope",
+        "model.feed_forward=swiglu",
+        "model.n_kv_head=1",
+        "model.tie_head=false",
+    ]);
+}
+
+#[test]
+fn scales_by_group_and_matrices_that_are_float() {
+    same_bits(&["model.group=32", "model.ff_width=100"]);
+    nearly_the_same(&["model.float_parts=attention"], Compute::Int8);
+}
+
+#[test]
+fn products_in_float_are_near_the_processors() {
+    nearly_the_same(&[], Compute::Float);
+}
+
+fn nearly_the_same(changes: &[&str], compute: Compute) {
+    let [want, got] = on_both(changes, compute);
+    assert_eq!(got.0, want.0);
+    for (got, want) in got.1.iter().flatten().zip(want.1.iter().flatten()) {
+        assert!((got - want).abs() < 1e-3, "{got} and {want}");
+    }
+}
+
+#[test]
+fn what_a_gpu_does_not_take_is_said_or_left_to_the_processor() {
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    let standin = cuda_standin::install(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(folder.path(), &[]);
+    let load = |backend, kind| ResidentModel::load(&checkpoint, backend, kind, Compute::Int8);
+    let refused = load(Backend::Cuda, CacheKind::Int8)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(refused.contains("--kv-cache f16"), "{refused}");
+    let free = load(Backend::Auto, CacheKind::Int8).unwrap();
+    assert!(matches!(free, ResidentModel::Cpu(_)));
+    let free = load(Backend::Auto, CacheKind::F16).unwrap();
+    assert!(matches!(free, ResidentModel::Cuda(_)));
+    drop(free);
+    standin.inject(0, cuda_standin::Injection::Memory, 10_000);
+    let refused = load(Backend::Cuda, CacheKind::F16)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(refused.contains("out of GPU memory"), "{refused}");
+    assert!(matches!(
+        load(Backend::Auto, CacheKind::F16).unwrap(),
+        ResidentModel::Cpu(_)
+    ));
+    standin.inject(0, cuda_standin::Injection::Memory, 11 << 30);
+    assert_eq!(standin.counts(0).used_bytes, 0, "everything was freed");
+}
