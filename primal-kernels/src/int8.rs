@@ -14,6 +14,7 @@
 //! A group with a NaN or an infinity gets the scale NaN: all products of its token are NaN, as they
 //! would be in float.
 
+mod bytes;
 mod gemm;
 mod gemv;
 mod packed;
@@ -22,6 +23,7 @@ mod quantise;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use bytes::{ByteWeights, byte_matvec};
 pub use gemm::{int8_matmul_nn, int8_matmul_nt, int8_panel_bytes};
 pub use gemv::int8_matvec;
 pub use packed::PackedWeights;

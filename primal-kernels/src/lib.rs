@@ -85,8 +85,8 @@ pub use error::KernelError;
 pub use grid::{add_scaled, decode_row, decode_values, dot, matvec};
 pub use huge::{HugeArena, HugeBytes};
 pub use int8::{
-    INT8_MAX_COLS, Int8Grid, Int8Rows, PackedWeights, QuantisedRows, int8_matmul_nn,
-    int8_matmul_nt, int8_matvec, int8_panel_bytes,
+    ByteWeights, INT8_MAX_COLS, Int8Grid, Int8Rows, PackedWeights, QuantisedRows, byte_matvec,
+    int8_matmul_nn, int8_matmul_nt, int8_matvec, int8_panel_bytes,
 };
 pub use isa::{Extras, Isa, Tier};
 pub use loss::{

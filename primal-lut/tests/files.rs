@@ -95,6 +95,19 @@ fn with_metadata(change: impl Fn(&mut BTreeMap<&str, String>)) -> Result<QuantMa
 }
 
 #[test]
+fn rows_of_floats_are_read_alone() {
+    let values: Vec<f32> = (0..12u8).map(f32::from).collect();
+    let mut writer = TensorFileWriter::new();
+    writer.f32("w", &[4, 3], &values);
+    let file = TensorFile::from_bytes(writer.to_bytes().unwrap()).unwrap();
+    assert_eq!(file.f32_rows("w", (4, 3), 1..3).unwrap(), values[3..9]);
+    assert!(file.f32_rows("w", (4, 3), 4..4).unwrap().is_empty());
+    for (size, rows) in [((4, 3), 3..5), ((4, 3), 0..usize::MAX), ((3, 4), 0..1)] {
+        assert!(file.f32_rows("w", size, rows).is_err());
+    }
+}
+
+#[test]
 fn what_was_written_is_read() {
     let matrices = matrices();
     let folder = tempfile::tempdir().unwrap();

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use primal_kernels as kernels;
-use primal_kernels::{HugeArena, Isa, MatrixRows, PackedWeights, QuantisedRows, philox4x32};
+use primal_kernels::{
+    ByteWeights, HugeArena, Isa, MatrixRows, PackedWeights, QuantisedRows, byte_matvec, philox4x32,
+};
 use primal_lut::{Grid, QuantInfo, QuantMatrix, TensorFile};
 use primal_optim::FloatVector;
 use rayon::prelude::*;
@@ -36,7 +38,9 @@ enum Storage {
     Packed(PackedWeights),
     /// An embedding, what the integer kernels do not take, or what is to be multiplied in float.
     Plain(QuantMatrix),
-    /// A matrix that the configuration keeps float.
+    /// The float head of a model whose other matrices are on a grid.
+    Bytes(ByteWeights),
+    /// A matrix that is kept float.
     Dense {
         rows: usize,
         cols: usize,
@@ -50,7 +54,12 @@ impl Matrix {
     pub(crate) fn bytes(planned: &PlannedMatrix) -> u64 {
         let (rows, cols) = planned.size;
         let Some(grid) = &planned.grid else {
-            return 4 * (rows * cols) as u64;
+            let bytes = if planned.is_head() {
+                ByteWeights::arena_bytes(rows, cols) + ByteWeights::scale_bytes(rows, cols)
+            } else {
+                4 * rows * cols
+            };
+            return bytes as u64;
         };
         let group = if planned.group == 0 {
             cols
@@ -71,6 +80,7 @@ impl Matrix {
         match &self.0 {
             Storage::Packed(weights) => weights.bytes() as u64,
             Storage::Plain(matrix) => matrix.bytes() as u64,
+            Storage::Bytes(weights) => weights.bytes() as u64,
             Storage::Dense { values, .. } => 4 * values.len() as u64,
         }
     }
@@ -91,6 +101,12 @@ impl Matrix {
             Storage::Plain(matrix) => {
                 for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(rows)) {
                     kernels::matvec(isa, matrix, x, y);
+                }
+            }
+            Storage::Bytes(weights) => {
+                for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(rows)) {
+                    scratch.quantise_for_bytes(isa, x, weights);
+                    byte_matvec(isa, weights, scratch, y);
                 }
             }
             Storage::Dense { values, .. } if n == 1 => {
@@ -115,6 +131,7 @@ impl MatrixRows for Matrix {
         match &self.0 {
             Storage::Packed(weights) => weights.rows(),
             Storage::Plain(matrix) => matrix.rows(),
+            Storage::Bytes(weights) => weights.rows(),
             Storage::Dense { rows, .. } => *rows,
         }
     }
@@ -123,6 +140,7 @@ impl MatrixRows for Matrix {
         match &self.0 {
             Storage::Packed(weights) => weights.cols(),
             Storage::Plain(matrix) => matrix.cols(),
+            Storage::Bytes(weights) => weights.cols(),
             Storage::Dense { cols, .. } => *cols,
         }
     }
@@ -131,6 +149,7 @@ impl MatrixRows for Matrix {
         match &self.0 {
             Storage::Packed(weights) => weights.fill_row(isa, row, out),
             Storage::Plain(matrix) => matrix.fill_row(isa, row, out),
+            Storage::Bytes(weights) => weights.fill_row(isa, row, out),
             Storage::Dense { cols, values, .. } => {
                 out.copy_from_slice(&values[row * cols..(row + 1) * cols]);
             }
@@ -178,11 +197,12 @@ impl InferenceModel {
         self.matrices().map(Matrix::allocated_bytes).sum()
     }
 
-    /// The packed codes that every token reads, in that order.
+    /// The packed codes and bytes that every token reads, in that order.
     pub fn codes(&self) -> Vec<&[u8]> {
         let packed = self.matrices().filter_map(|matrix| match &matrix.0 {
             Storage::Packed(weights) => Some(weights.codes()),
-            _ => None,
+            Storage::Bytes(weights) => Some(weights.values()),
+            Storage::Plain(_) | Storage::Dense { .. } => None,
         });
         packed.collect()
     }
@@ -226,14 +246,20 @@ trait Weights: Sync {
         std: f32,
     ) -> Result<QuantMatrix, ModelError>;
 
-    /// A float matrix or vector of this shape; a random one is `initial` or has deviation `std`.
-    fn dense(
+    /// Some rows of a float matrix of this size; a random one has the standard deviation `std`.
+    fn dense_rows(
         &self,
         name: &str,
-        shape: &[usize],
+        size: (usize, usize),
+        rows: Range<usize>,
         std: f32,
-        initial: f32,
     ) -> Result<Vec<f32>, ModelError>;
+
+    /// A float vector; a random one is `initial`.
+    fn vector(&self, name: &str, len: usize, initial: f32) -> Result<Vec<f32>, ModelError>;
+
+    /// Whether any matrix is on a grid.
+    fn any_on_grid(&self) -> bool;
 }
 
 /// Packs a model matrix by matrix.
@@ -253,10 +279,12 @@ impl<'a> Packer<'a> {
     ) -> Result<Self, ModelError> {
         let shape = ModelShape::new(config, vocab)?;
         let bytes = |planned: &PlannedMatrix| match &planned.grid {
-            Some(grid) if planned.multiplied && compute.is_int8() => {
+            _ if !planned.multiplied || !compute.is_int8() => 0,
+            Some(grid) => {
                 PackedWeights::arena_bytes(planned.size.0, planned.size.1, grid.is_wide())
             }
-            _ => 0,
+            None if planned.is_head() => ByteWeights::arena_bytes(planned.size.0, planned.size.1),
+            None => 0,
         };
         let bytes = matrices(config, &shape).iter().map(bytes).sum();
         let arena = HugeArena::new(bytes).map_err(|error| ModelError::Memory {
@@ -272,6 +300,33 @@ impl<'a> Packer<'a> {
     }
 }
 
+impl Packer<'_> {
+    /// A float matrix as bytes, read in slabs.
+    fn bytes(
+        &mut self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        std: f32,
+    ) -> Result<Matrix, ModelError> {
+        let mut weights = ByteWeights::zeros((rows, cols), &mut self.arena)
+            .ok_or_else(|| ModelError::Shape(format!("{name} of {rows} x {cols} is too large")))?;
+        let slab = slab_rows(cols);
+        for start in (0..rows).step_by(slab) {
+            let part = start..(start + slab).min(rows);
+            let values = self.from.dense_rows(name, (rows, cols), part, std)?;
+            weights.set_rows(start, &values);
+        }
+        Ok(Matrix(Storage::Bytes(weights)))
+    }
+}
+
+/// Rows that are packed at a time.
+fn slab_rows(cols: usize) -> usize {
+    (SLAB_WEIGHTS / cols)
+        .next_multiple_of(SLAB_ROWS)
+        .max(SLAB_ROWS)
+}
+
 impl Source<Matrix> for Packer<'_> {
     fn matrix(
         &mut self,
@@ -285,8 +340,15 @@ impl Source<Matrix> for Packer<'_> {
         let info = self
             .from
             .quant_info(name, (rows, cols), on_grid.then_some(grid))?;
+        let tied = self.config.model.tie_head && name == "tok_embedding";
         let Some(info) = info else {
-            let values = self.from.dense(name, &[rows, cols], std, 0.0)?;
+            let in_bytes = (part == FloatPart::Head || tied)
+                && self.compute.is_int8()
+                && self.from.any_on_grid();
+            if let Some(head) = in_bytes.then(|| self.bytes(name, (rows, cols), std)) {
+                return head;
+            }
+            let values = self.from.dense_rows(name, (rows, cols), 0..rows, std)?;
             return Ok(Matrix(Storage::Dense { rows, cols, values }));
         };
         if (info.rows, info.cols) != (rows, cols) {
@@ -295,17 +357,14 @@ impl Source<Matrix> for Packer<'_> {
                 info.rows, info.cols
             )));
         }
-        let looked_up_only = part == FloatPart::Embeddings
-            && !(self.config.model.tie_head && name == "tok_embedding");
+        let looked_up_only = part == FloatPart::Embeddings && !tied;
         let packed = (!looked_up_only && self.compute.is_int8())
             .then(|| PackedWeights::zeros(&info.grid, (rows, cols), info.group, &mut self.arena));
         let Some(mut packed) = packed.flatten() else {
             let matrix = self.from.quant_rows(name, 0..rows, &info, std)?;
             return Ok(Matrix(Storage::Plain(matrix)));
         };
-        let slab = (SLAB_WEIGHTS / cols)
-            .next_multiple_of(SLAB_ROWS)
-            .max(SLAB_ROWS);
+        let slab = slab_rows(cols);
         let starts: Vec<usize> = (0..rows).step_by(slab).collect();
         for starts in starts.chunks(rayon::current_num_threads()) {
             let slabs: Vec<QuantMatrix> = starts
@@ -328,7 +387,7 @@ impl Source<Matrix> for Packer<'_> {
         len: usize,
         initial: f32,
     ) -> Result<FloatVector, ModelError> {
-        let values = self.from.dense(&name, &[len], 0.0, initial)?;
+        let values = self.from.vector(&name, len, initial)?;
         Ok(FloatVector::new(name, values).without_training())
     }
 }
@@ -356,14 +415,22 @@ impl Weights for TensorFile {
         Ok(TensorFile::quant_rows(self, name, rows)?)
     }
 
-    fn dense(
+    fn dense_rows(
         &self,
         name: &str,
-        shape: &[usize],
+        size: (usize, usize),
+        rows: Range<usize>,
         _std: f32,
-        _initial: f32,
     ) -> Result<Vec<f32>, ModelError> {
-        Ok(self.f32(name, shape)?)
+        Ok(self.f32_rows(name, size, rows)?)
+    }
+
+    fn vector(&self, name: &str, len: usize, _initial: f32) -> Result<Vec<f32>, ModelError> {
+        Ok(self.f32(name, &[len])?)
+    }
+
+    fn any_on_grid(&self) -> bool {
+        self.quant_names().next().is_some()
     }
 }
 
@@ -470,17 +537,23 @@ impl Weights for Random<'_> {
         Ok(matrix?)
     }
 
-    fn dense(
+    fn dense_rows(
         &self,
         name: &str,
-        shape: &[usize],
+        (_, cols): (usize, usize),
+        rows: Range<usize>,
         std: f32,
-        initial: f32,
     ) -> Result<Vec<f32>, ModelError> {
-        let len = shape.iter().product();
-        Ok(match shape {
-            [_] => vec![initial; len],
-            _ => normal_values(self.config.train.seed, Random::tensor(name), len, std),
-        })
+        let tensor = Random::tensor(&format!("{name} {}", rows.start));
+        let len = rows.len() * cols;
+        Ok(normal_values(self.config.train.seed, tensor, len, std))
+    }
+
+    fn vector(&self, _name: &str, len: usize, initial: f32) -> Result<Vec<f32>, ModelError> {
+        Ok(vec![initial; len])
+    }
+
+    fn any_on_grid(&self) -> bool {
+        !self.config.model.is_float(FloatPart::Mlp)
     }
 }

@@ -222,6 +222,13 @@ pub(crate) struct PlannedMatrix {
     pub(crate) multiplied: bool,
 }
 
+impl PlannedMatrix {
+    /// Whether it gives the logits.
+    pub(crate) fn is_head(&self) -> bool {
+        self.layer.is_none() && self.multiplied
+    }
+}
+
 /// Every matrix.
 pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix> {
     let ModelShape {

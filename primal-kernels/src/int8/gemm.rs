@@ -8,7 +8,7 @@ use primal_lut::QuantMatrix;
 use rayon::prelude::*;
 
 use super::panel::{FLIP, PANEL_COLS, Quad, fill_panel_transposed};
-use super::{GROUP_UNIT, INT8_MAX_COLS, Int8Grid, Int8Rows, Path, QuantisedRows};
+use super::{INT8_MAX_COLS, Int8Grid, Int8Rows, Path, QuantisedRows};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
@@ -196,7 +196,6 @@ unsafe fn multiply_panel(
 ) {
     let width = PANEL_COLS.min(output.cols - first_col);
     let group_quads = source.group.div_ceil(4);
-    let group_units = source.group.div_ceil(GROUP_UNIT);
     for first in tokens.clone().step_by(TOKENS) {
         let count = TOKENS.min(tokens.end - first);
         let rows: [&[i8]; TOKENS] = std::array::from_fn(|t| x.row(first + t.min(count - 1)));
@@ -208,10 +207,7 @@ unsafe fn multiply_panel(
             let mut sums = [[0; PANEL_COLS]; TOKENS];
             panel_sums(isa, quads, &values, count, &mut sums);
             for t in 0..count {
-                let unit_sums = x.unit_sums(first + t);
-                let end = ((group + 1) * group_units).min(unit_sums.len());
-                let unit_sums = unit_sums[group * group_units..end].iter();
-                let offset = 128 * unit_sums.map(|&sum| i32::from(sum)).sum::<i32>();
+                let offset = 128 * x.sums(first + t)[group];
                 let scale = x.scales(first + t)[group] * source.unit_value;
                 dispatch!(
                     isa,

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::packed::{BLOCK_ROWS, Block, step_value};
-use super::{GROUP_UNIT, Int8Grid, PackedWeights, Path, QuantisedRows};
+use super::{Int8Grid, PackedWeights, Path, QuantisedRows};
 use crate::isa::Isa;
 
 /// Weights that one task reads, at least a block of rows: 64 KiB of codes.
@@ -14,22 +14,28 @@ const TASK_WEIGHTS: usize = 1 << 17;
 pub(super) struct Token<'a> {
     /// Steps of eight columns, at least as many as the weights have.
     pub(super) values: &'a [[i8; 8]],
-    /// Sums of 32 columns.
-    pub(super) unit_sums: &'a [i16],
+    /// Σ q, one a group of the weights.
+    sums: &'a [i32],
     /// One a group of the weights.
     scales: &'a [f32],
     unit_value: f32,
 }
 
-impl Token<'_> {
-    /// 128 · Σ q over the steps of group `group`: what the unsigned form of the weights adds.
+impl<'a> Token<'a> {
+    /// The one row of `x`, for weights in units of `unit_value`.
+    pub(super) fn new(x: &'a QuantisedRows, unit_value: f32) -> Self {
+        Token {
+            values: x.row(0).as_chunks().0,
+            sums: x.sums(0),
+            scales: x.scales(0),
+            unit_value,
+        }
+    }
+
+    /// 128 · Σ q over group `group`: what the unsigned form of the weights adds.
     #[inline(always)]
-    pub(super) fn offset(&self, group: usize, group_steps: usize) -> i32 {
-        let units = (8 * group_steps).div_ceil(GROUP_UNIT);
-        let start = (group * units).min(self.unit_sums.len());
-        let end = (start + units).min(self.unit_sums.len());
-        let sums = self.unit_sums[start..end].iter();
-        128 * sums.map(|&sum| i32::from(sum)).sum::<i32>()
+    pub(super) fn offset(&self, group: usize) -> i32 {
+        128 * self.sums[group]
     }
 
     /// Of group `group`, the unit of the table in it.
@@ -48,12 +54,7 @@ pub fn int8_matvec(isa: Isa, weights: &PackedWeights, x: &QuantisedRows, y: &mut
     assert_eq!((x.rows(), x.cols()), (1, weights.cols()), "one token");
     assert_eq!(x.group(), weights.group(), "scales by the same groups");
     assert_eq!(y.len(), weights.rows(), "output of a matrix-vector product");
-    let token = Token {
-        values: x.row(0).as_chunks().0,
-        unit_sums: x.unit_sums(0),
-        scales: x.scales(0),
-        unit_value: weights.table().unit_value,
-    };
+    let token = Token::new(x, weights.table().unit_value);
     let path = Path::of(isa);
     let task_blocks = (TASK_WEIGHTS / (BLOCK_ROWS * weights.cols())).max(1);
     y.par_chunks_mut(task_blocks * BLOCK_ROWS)
@@ -113,8 +114,18 @@ fn block_product_scalar(
                 }
             }
         }
-        for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
-            *out += sum as f32 * scale * token.scale(group);
-        }
+        fold_group(&sums, scales, token.scale(group), out);
+    }
+}
+
+/// Adds the products of a group: its sums, in the units of the rows and of the token.
+pub(super) fn fold_group(
+    sums: &[i32; BLOCK_ROWS],
+    scales: &[f32; BLOCK_ROWS],
+    token_scale: f32,
+    out: &mut [f32; BLOCK_ROWS],
+) {
+    for ((out, &sum), scale) in out.iter_mut().zip(sums).zip(scales) {
+        *out += sum as f32 * scale * token_scale;
     }
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{GROUP_UNIT, INT8_MAX_COLS, Int8Rows};
+use super::{ByteWeights, GROUP_UNIT, INT8_MAX_COLS, Int8Rows};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
@@ -26,8 +26,8 @@ pub struct QuantisedRows {
     values: Vec<i8>,
     /// (rows, groups) f32: max |x| / 127; NaN for a group that is not finite.
     scales: Vec<f32>,
-    /// (rows, stride / 32): sums of 32 columns.
-    sums: Vec<i16>,
+    /// (rows, groups): Σ q of a group.
+    sums: Vec<i32>,
     rows: usize,
     cols: usize,
     group: usize,
@@ -50,12 +50,12 @@ impl QuantisedRows {
     /// Bytes of [`QuantisedRows::new`].
     pub fn bytes(rows: usize, cols: usize) -> u64 {
         let stride = cols.next_multiple_of(ROW_ALIGNMENT);
-        (rows * (stride + 6 * stride / GROUP_UNIT)) as u64
+        (rows * (stride + 8 * stride / GROUP_UNIT)) as u64
     }
 
     /// Bytes held.
     pub fn allocated_bytes(&self) -> u64 {
-        (self.values.len() + 4 * self.scales.len() + 2 * self.sums.len()) as u64
+        (self.values.len() + 4 * self.scales.len() + 4 * self.sums.len()) as u64
     }
 
     /// Quantises `x` (rows, cols) f32 with a scale a row, each column times `col_scale` (cols)
@@ -87,6 +87,14 @@ impl QuantisedRows {
         true
     }
 
+    /// Quantises `x` (rows, K) f32 for a product with `w` (M, K).
+    ///
+    /// # Panics
+    /// If the rows do not fit.
+    pub fn quantise_for_bytes(&mut self, isa: Isa, x: &[f32], w: &ByteWeights) {
+        self.quantise_groups(isa, x, (w.cols(), w.group()), None);
+    }
+
     fn quantise_groups(
         &mut self,
         isa: Isa,
@@ -101,17 +109,16 @@ impl QuantisedRows {
         }
         let rows = x.len() / cols;
         let stride = cols.next_multiple_of(ROW_ALIGNMENT);
-        let units = stride / GROUP_UNIT;
+        let groups = cols.div_ceil(group);
         assert!(
-            rows * stride <= self.values.len() && rows * units <= self.scales.len(),
+            rows * stride <= self.values.len() && rows * groups <= self.scales.len(),
             "room for {rows} rows of {cols} columns"
         );
         (self.rows, self.cols, self.group) = (rows, cols, group);
-        let groups = cols.div_ceil(group);
         let task_rows = (TASK_VALUES / stride).max(1);
         self.values[..rows * stride]
             .par_chunks_mut(task_rows * stride)
-            .zip(self.sums[..rows * units].par_chunks_mut(task_rows * units))
+            .zip(self.sums[..rows * groups].par_chunks_mut(task_rows * groups))
             .zip(
                 self.scales[..rows * groups]
                     .par_chunks_mut(task_rows * groups)
@@ -120,7 +127,7 @@ impl QuantisedRows {
             .for_each(|((values, sums), (scales, x))| {
                 let rows = values
                     .chunks_exact_mut(stride)
-                    .zip(sums.chunks_exact_mut(units))
+                    .zip(sums.chunks_exact_mut(groups))
                     .zip(scales.chunks_exact_mut(groups).zip(x.chunks_exact(cols)));
                 for ((values, sums), (scales, x)) in rows {
                     dispatch!(isa, quantise_row(x, group, col_scale, values, sums, scales));
@@ -156,14 +163,14 @@ impl QuantisedRows {
         &self.scales[row * groups..][..groups]
     }
 
-    /// Sums of 32 columns each of a row.
-    pub(super) fn unit_sums(&self, row: usize) -> &[i16] {
-        let units = self.cols.next_multiple_of(ROW_ALIGNMENT) / GROUP_UNIT;
-        &self.sums[row * units..][..units]
+    /// Σ q of each group of a row.
+    pub(super) fn sums(&self, row: usize) -> &[i32] {
+        let groups = self.cols.div_ceil(self.group);
+        &self.sums[row * groups..][..groups]
     }
 }
 
-/// Quantises a row group by group. `values` and `sums` are padded.
+/// Quantises a row group by group. `values` are padded.
 #[inline(always)]
 fn quantise_row<L: Lanes>(
     lanes: L,
@@ -171,32 +178,29 @@ fn quantise_row<L: Lanes>(
     group: usize,
     col_scale: Option<&[f32]>,
     values: &mut [i8],
-    sums: &mut [i16],
+    sums: &mut [i32],
     scales: &mut [f32],
 ) {
     let last = scales.len() - 1;
-    let (mut values, mut sums) = (values, sums);
-    for (g, (x, scale)) in x.chunks(group).zip(scales).enumerate() {
+    let mut values = values;
+    for (g, ((x, scale), sum)) in x.chunks(group).zip(scales).zip(sums).enumerate() {
         // The last group takes the padding.
         let width = if g == last { values.len() } else { group };
         let (group_values, rest) = values.split_at_mut(width);
         values = rest;
-        let (group_sums, rest) = sums.split_at_mut(width / GROUP_UNIT);
-        sums = rest;
         let col_scale = col_scale.map(|scales| &scales[g * group..][..x.len()]);
-        *scale = quantise_group(lanes, x, col_scale, group_values, group_sums);
+        (*scale, *sum) = quantise_group(lanes, x, col_scale, group_values);
     }
 }
 
-/// Quantises a group of columns, returns its scale. `values` and `sums` are padded.
+/// Quantises a group of columns, returns its scale and Σ q. `values` are padded.
 #[inline(always)]
 fn quantise_group<L: Lanes>(
     lanes: L,
     x: &[f32],
     col_scale: Option<&[f32]>,
     values: &mut [i8],
-    sums: &mut [i16],
-) -> f32 {
+) -> (f32, i32) {
     // Whole vectors first; the rest is padded, in x and in its scale, with zeros.
     let n_vectors = x.len() / LANES;
     let mut last = [0.0; LANES];
@@ -212,9 +216,9 @@ fn quantise_group<L: Lanes>(
             let scaled = x
                 .zip(scale)
                 .map(|(x, scale)| lanes.mul(lanes.load(x), lanes.load(scale)));
-            quantise_vectors(lanes, scaled, values, sums)
+            quantise_vectors(lanes, scaled, values)
         }
-        None => quantise_vectors(lanes, x.map(|x| lanes.load(x)), values, sums),
+        None => quantise_vectors(lanes, x.map(|x| lanes.load(x)), values),
     }
 }
 
@@ -224,8 +228,7 @@ fn quantise_vectors<L: Lanes>(
     lanes: L,
     x: impl Iterator<Item = L::F> + Clone,
     values: &mut [i8],
-    sums: &mut [i16],
-) -> f32 {
+) -> (f32, i32) {
     let mut largest = lanes.zero();
     // x · 0 is NaN for what is not finite, and any NaN in a sum stays.
     let mut poison = lanes.zero();
@@ -238,27 +241,23 @@ fn quantise_vectors<L: Lanes>(
     let inverse = 127.0 / largest;
     if !finite || !inverse.is_finite() {
         values.fill(0);
-        sums.fill(0);
         // A group of zeros, or of numbers too small to invert, is zero; anything else poisons.
-        return if finite { 0.0 } else { f32::NAN };
+        return (if finite { 0.0 } else { f32::NAN }, 0);
     }
     let inverse = lanes.splat(inverse);
     let limit = lanes.splat_i(127);
     let mut x = x;
-    for (sum, unit) in sums.iter_mut().zip(values.as_chunks_mut::<GROUP_UNIT>().0) {
-        let mut unit_sum = lanes.splat_i(0);
-        for block in unit.as_chunks_mut::<LANES>().0 {
-            let q = match x.next() {
-                Some(x) => lanes.round(lanes.mul(x, inverse)),
-                None => lanes.splat_i(0),
-            };
-            let q = lanes.max_i(lanes.min_i(q, limit), lanes.splat_i(-127));
-            unit_sum = lanes.add_i(unit_sum, q);
-            lanes.store_i8(q, block);
-        }
-        let mut parts = [0; LANES];
-        lanes.store_i(unit_sum, &mut parts);
-        *sum = parts.iter().sum::<i32>() as i16;
+    let mut sum = lanes.splat_i(0);
+    for block in values.as_chunks_mut::<LANES>().0 {
+        let q = match x.next() {
+            Some(x) => lanes.round(lanes.mul(x, inverse)),
+            None => lanes.splat_i(0),
+        };
+        let q = lanes.max_i(lanes.min_i(q, limit), lanes.splat_i(-127));
+        sum = lanes.add_i(sum, q);
+        lanes.store_i8(q, block);
     }
-    largest / 127.0
+    let mut parts = [0; LANES];
+    lanes.store_i(sum, &mut parts);
+    (largest / 127.0, parts.iter().sum())
 }

@@ -83,7 +83,7 @@ fn quantising_is_round_to_nearest_with_ties_to_even() {
         assert_eq!(rows.row(0)[..7], [127, 0, 2, -2, -127, 3, 0]);
         assert!(rows.row(0)[7..].iter().all(|&q| q == 0));
         assert_eq!(rows.scales(0)[0], 1.0);
-        assert_eq!(rows.unit_sums(0), [3, 0]);
+        assert_eq!(rows.sums(0), [3]);
     }
 }
 
@@ -97,7 +97,7 @@ fn each_group_of_the_weights_scales_its_activations() {
         let rows = quantised_for(isa, &x, &w);
         assert_eq!(rows.scales(0), [2.0, 1.0 / 127.0, 0.0]);
         assert_eq!(rows.row(0)[31..33], [-127, 127]);
-        assert_eq!(rows.unit_sums(0), [-127 * 32, 127 * 32, 0, 0]);
+        assert_eq!(rows.sums(0), [-127 * 32, 127 * 32, 0]);
     }
 }
 
@@ -221,6 +221,82 @@ fn the_largest_sums_are_exact() {
             assert_eq!(y, want, "{}", isa.name());
         }
     }
+}
+
+/// A float matrix as bytes: what is stored, its products as stated on every tier, and how far both
+/// are from the floats.
+#[test]
+fn bytes_stand_for_floats() {
+    for (rows, cols) in [(1, 1), (17, 7), (16, 64), (35, 101), (130, 200)] {
+        let values = noise(rows * cols, 21);
+        let mut arena = HugeArena::new(ByteWeights::arena_bytes(rows, cols)).unwrap();
+        let mut w = ByteWeights::zeros((rows, cols), &mut arena).unwrap();
+        let split = rows / 2 / 16 * 16;
+        w.set_rows(split, &values[split * cols..]);
+        w.set_rows(0, &values[..split * cols]);
+        let held = ByteWeights::arena_bytes(rows, cols) + ByteWeights::scale_bytes(rows, cols);
+        assert_eq!(w.bytes(), held);
+
+        let mut stored = vec![0.0; rows * cols];
+        for (row, to) in stored.chunks_exact_mut(cols).enumerate() {
+            w.fill_row(Isa::best(), row, to);
+            let from = &values[row * cols..][..cols];
+            for (from, to) in from.chunks(w.group()).zip(to.chunks(w.group())) {
+                let largest = from.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                for (from, to) in from.iter().zip(to) {
+                    assert!((from - *to).abs() <= largest * (0.5 / 127.0 + 1e-6));
+                }
+            }
+        }
+        let x = noise(cols, 22);
+        let mut bits = None;
+        for isa in Isa::variants() {
+            let mut q = QuantisedRows::new(1, cols);
+            q.quantise_for_bytes(isa, &x, &w);
+            let mut y = vec![0.0; rows];
+            byte_matvec(isa, &w, &q, &mut y);
+            for (row, &y) in stored.chunks_exact(cols).zip(&y) {
+                let groups = row.chunks(w.group()).zip(q.row(0).chunks(w.group()));
+                let exact: f64 = groups
+                    .zip(q.scales(0))
+                    .map(|((w, q), &scale)| {
+                        let products = w.iter().zip(q).map(|(w, &q)| f64::from(*w) * f64::from(q));
+                        products.sum::<f64>() * f64::from(scale)
+                    })
+                    .sum();
+                let near = (f64::from(y) - exact).abs() < 1e-4;
+                assert!(near, "{} {y} {exact}", isa.name());
+            }
+            assert_eq!(&y, bits.get_or_insert(y.clone()), "{}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn bytes_keep_extremes_and_what_is_not_finite() {
+    let cols = 130;
+    let mut values = vec![0.0; 4 * cols];
+    values[..cols].fill(-3.0);
+    values[cols..2 * cols].fill(1e-41);
+    values[2 * cols + 70] = f32::NAN;
+    values[3 * cols] = f32::INFINITY;
+    let mut arena = HugeArena::new(ByteWeights::arena_bytes(4, cols)).unwrap();
+    let mut w = ByteWeights::zeros((4, cols), &mut arena).unwrap();
+    w.set_rows(0, &values);
+    for isa in Isa::variants() {
+        for sign in [1.0, -1.0] {
+            let mut q = QuantisedRows::new(1, cols);
+            q.quantise_for_bytes(isa, &vec![sign; cols], &w);
+            let mut y = [0.0; 4];
+            byte_matvec(isa, &w, &q, &mut y);
+            assert!((y[0] + sign * 390.0).abs() < 1e-3, "{} {y:?}", isa.name());
+            assert_eq!(y[1], 0.0);
+            assert!(y[2].is_nan() && y[3].is_nan(), "{} {y:?}", isa.name());
+        }
+    }
+    assert!(ByteWeights::zeros((1, 0), &mut arena).is_none());
+    assert!(ByteWeights::zeros((1, INT8_MAX_COLS + 1), &mut arena).is_none());
+    assert!(ByteWeights::zeros((1 << 20, 64), &mut arena).is_none());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::arch::x86_64::*;
 
+use super::bytes::{ByteBlock, GROUP_STEPS};
 use super::gemm::{Sums, TOKENS};
 use super::gemv::Token;
 use super::packed::{BLOCK_ROWS, Block, HighStep, Step};
@@ -16,7 +17,7 @@ use crate::isa::Isa;
 const PREFETCH: usize = 4096;
 
 #[inline(always)]
-fn prefetch(codes: &Step) {
+fn prefetch(codes: &[u8; 64]) {
     let ahead = codes.as_ptr().wrapping_add(PREFETCH);
     #[allow(unused_unsafe, reason = "a safe function in newer compilers only")]
     // SAFETY: a prefetch may name any address.
@@ -240,8 +241,8 @@ fn block_512<const WIDE: bool>(
         let codes = &block.codes[start..end];
         let values = &token.values[start..end];
         let high = if WIDE { &block.high[start..end] } else { &[] };
-        // Four chains an operand: the dot product takes four to five cycles.
-        let mut sums = [_mm512_setzero_si512(); 8];
+        // Two chains an operand: a dot product takes five cycles, the rest of two steps seven.
+        let mut sums = [_mm512_setzero_si512(); 4];
         let step = |sums: &mut [__m512i], i: usize| {
             prefetch(&codes[i]);
             // SAFETY: the array holds the 64 bytes read.
@@ -262,28 +263,158 @@ fn block_512<const WIDE: bool>(
                 sums[half] = _mm512_dpbusd_epi32(sums[half], bytes, _mm512_set1_epi32(x));
             }
         };
-        let whole = codes.len() / 4 * 4;
-        for i in (0..whole).step_by(4) {
-            for j in 0..4 {
-                step(&mut sums[2 * j..2 * j + 2], i + j);
-            }
-        }
-        for i in whole..codes.len() {
+        let whole = codes.len() / 2 * 2;
+        for i in (0..whole).step_by(2) {
             step(&mut sums[..2], i);
+            step(&mut sums[2..], i + 1);
         }
-        let mut sum = _mm512_set1_epi32(token.offset(group, block.group_steps).wrapping_neg());
-        for part in sums {
-            sum = _mm512_add_epi32(sum, part);
+        if whole < codes.len() {
+            step(&mut sums[..2], whole);
         }
-        // SAFETY: the array holds the 64 bytes read.
-        let scales = unsafe { _mm512_loadu_ps(scales.as_ptr()) };
-        let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scales);
-        let scale = _mm512_set1_ps(token.scale(group));
-        total = _mm512_add_ps(total, _mm512_mul_ps(product, scale));
+        total = fold_512(total, sums, scales, token, group);
         start = end;
     }
     // SAFETY: the array holds the 64 bytes written.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
+}
+
+/// Adds the products of `group`: sums of weights that are turned over.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn fold_512<const N: usize>(
+    total: __m512,
+    sums: [__m512i; N],
+    scales: &[f32; BLOCK_ROWS],
+    token: Token<'_>,
+    group: usize,
+) -> __m512 {
+    let mut sum = _mm512_set1_epi32(token.offset(group).wrapping_neg());
+    for part in sums {
+        sum = _mm512_add_epi32(sum, part);
+    }
+    // SAFETY: the array holds the 64 bytes read.
+    let scales = unsafe { _mm512_loadu_ps(scales.as_ptr()) };
+    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scales);
+    let scale = _mm512_set1_ps(token.scale(group));
+    _mm512_add_ps(total, _mm512_mul_ps(product, scale))
+}
+
+/// [`super::bytes`]'s product of sixteen rows and one token.
+pub(super) fn byte_block_product(
+    isa: Isa,
+    block: ByteBlock<'_>,
+    token: Token<'_>,
+    out: &mut [f32; BLOCK_ROWS],
+) {
+    // SAFETY: the path follows from features that the token proves.
+    unsafe {
+        match Path::of(isa) {
+            Path::Avx512Vnni => byte_block_512(block, token, out),
+            Path::AvxVnni => byte_block_256_vnni(block, token, out),
+            Path::Avx2 => byte_block_256_plain(block, token, out),
+            Path::Scalar => unreachable!("the scalar path has a kernel of its own"),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn byte_block_512(block: ByteBlock<'_>, token: Token<'_>, out: &mut [f32; BLOCK_ROWS]) {
+    let mut total = _mm512_setzero_ps();
+    let groups = block.steps.chunks(GROUP_STEPS);
+    let groups = groups.zip(token.values.chunks(GROUP_STEPS));
+    for (group, ((steps, values), scales)) in groups.zip(block.scales).enumerate() {
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for (i, (step, values)) in steps.iter().zip(values).enumerate() {
+            let (quads, _) = values.as_chunks::<4>();
+            for half in 0..2 {
+                prefetch(&step[half]);
+                // SAFETY: the array holds the 64 bytes read.
+                let bytes = unsafe { _mm512_loadu_si512(step[half].as_ptr().cast()) };
+                let x = i32::from_le_bytes(quads[half].map(i8::cast_unsigned));
+                let sum = &mut sums[2 * (i % 2) + half];
+                *sum = _mm512_dpbusd_epi32(*sum, bytes, _mm512_set1_epi32(x));
+            }
+        }
+        total = fold_512(total, sums, scales, token, group);
+    }
+    // SAFETY: the array holds the 64 bytes written.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
+}
+
+#[target_feature(enable = "avx2,avxvnni")]
+fn byte_block_256_vnni(block: ByteBlock<'_>, token: Token<'_>, out: &mut [f32; BLOCK_ROWS]) {
+    byte_block_256::<true>(block, token, out);
+}
+
+#[target_feature(enable = "avx2")]
+fn byte_block_256_plain(block: ByteBlock<'_>, token: Token<'_>, out: &mut [f32; BLOCK_ROWS]) {
+    byte_block_256::<false>(block, token, out);
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn byte_block_256<const VNNI: bool>(
+    block: ByteBlock<'_>,
+    token: Token<'_>,
+    out: &mut [f32; BLOCK_ROWS],
+) {
+    let flip = _mm256_set1_epi8(if VNNI { 0 } else { FLIP.cast_signed() });
+    let mut totals = [_mm256_setzero_ps(); 2];
+    let groups = block.steps.chunks(GROUP_STEPS);
+    let groups = groups.zip(token.values.chunks(GROUP_STEPS));
+    for (group, ((steps, values), scales)) in groups.zip(block.scales).enumerate() {
+        let mut sums = [[_mm256_setzero_si256(); 2]; 2];
+        for (step, values) in steps.iter().zip(values) {
+            let (quads, _) = values.as_chunks::<4>();
+            for half in 0..2 {
+                prefetch(&step[half]);
+                let x = i32::from_le_bytes(quads[half].map(i8::cast_unsigned));
+                let x = _mm256_set1_epi32(x);
+                for (part, bytes) in step[half].as_chunks::<32>().0.iter().enumerate() {
+                    // SAFETY: the array holds the 32 bytes read.
+                    let bytes = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
+                    let weights = _mm256_xor_si256(bytes, flip);
+                    sums[part][half] = add_products::<VNNI>(sums[part][half], weights, x);
+                }
+            }
+        }
+        totals = fold_256::<VNNI>(totals, sums, scales, token, group);
+    }
+    store_256(totals, out);
+}
+
+/// Adds the products of `group`: sums of [rows 0..8, rows 8..16] × [low quads, high quads].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn fold_256<const VNNI: bool>(
+    mut totals: [__m256; 2],
+    sums: [[__m256i; 2]; 2],
+    scales: &[f32; BLOCK_ROWS],
+    token: Token<'_>,
+    group: usize,
+) -> [__m256; 2] {
+    let offset = if VNNI { token.offset(group) } else { 0 };
+    let (scales, _) = scales.as_chunks::<8>();
+    for (part, total) in totals.iter_mut().enumerate() {
+        let sum = _mm256_add_epi32(sums[part][0], sums[part][1]);
+        let sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(offset));
+        // SAFETY: the array holds the 32 bytes read.
+        let scales = unsafe { _mm256_loadu_ps(scales[part].as_ptr()) };
+        let product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scales);
+        let scale = _mm256_set1_ps(token.scale(group));
+        *total = _mm256_add_ps(*total, _mm256_mul_ps(product, scale));
+    }
+    totals
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_256(totals: [__m256; 2], out: &mut [f32; BLOCK_ROWS]) {
+    let (out, _) = out.as_chunks_mut::<8>();
+    for (out, total) in out.iter_mut().zip(totals) {
+        // SAFETY: the array holds the 32 bytes written.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
+    }
 }
 
 #[target_feature(enable = "avx2,avxvnni")]
@@ -320,12 +451,6 @@ fn block_256<const VNNI: bool>(
     let mut start = 0;
     for (group, scales) in block.scales.iter().enumerate() {
         let end = (start + block.group_steps).min(block.codes.len());
-        let offset = if VNNI {
-            token.offset(group, block.group_steps)
-        } else {
-            0
-        };
-        // [rows 0..8, rows 8..16] × [low quads, high quads].
         let mut sums = [[_mm256_setzero_si256(); 2]; 2];
         for i in start..end {
             let codes = &block.codes[i];
@@ -341,23 +466,10 @@ fn block_256<const VNNI: bool>(
                 }
             }
         }
-        let (scales, _) = scales.as_chunks::<8>();
-        for (part, total) in totals.iter_mut().enumerate() {
-            let sum = _mm256_add_epi32(sums[part][0], sums[part][1]);
-            let sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(offset));
-            // SAFETY: the array holds the 32 bytes read.
-            let scales = unsafe { _mm256_loadu_ps(scales[part].as_ptr()) };
-            let product = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scales);
-            let scale = _mm256_set1_ps(token.scale(group));
-            *total = _mm256_add_ps(*total, _mm256_mul_ps(product, scale));
-        }
+        totals = fold_256::<VNNI>(totals, sums, scales, token, group);
         start = end;
     }
-    let (out, _) = out.as_chunks_mut::<8>();
-    for (out, total) in out.iter_mut().zip(totals) {
-        // SAFETY: the array holds the 32 bytes written.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), total) };
-    }
+    store_256(totals, out);
 }
 
 /// [`super::gemm`]'s sums of up to six tokens against a panel.

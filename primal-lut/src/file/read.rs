@@ -171,6 +171,29 @@ impl TensorFile {
         Ok(floats(&self.tensor(name, Dtype::F32, shape)?))
     }
 
+    /// Some rows of an f32 tensor of exactly this shape (rows, columns).
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::f32`]; [`LutError::Position`] for rows that are not there.
+    pub fn f32_rows(
+        &self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        part: Range<usize>,
+    ) -> Result<Vec<f32>, LutError> {
+        if part.start > part.end || part.end > rows {
+            return Err(LutError::Position {
+                row: part.end.max(part.start),
+                col: 0,
+                rows,
+                cols,
+            });
+        }
+        let bytes = part.start * cols * 4..part.end * cols * 4;
+        let bytes = self.tensor_bytes(name, Dtype::F32, &[rows, cols], bytes)?;
+        Ok(floats(&bytes))
+    }
+
     /// An i8 tensor of exactly this shape, row-major.
     ///
     /// # Errors
