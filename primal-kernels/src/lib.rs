@@ -8,7 +8,8 @@
 //! - **Weights on a grid**: [`decode_row`], [`matvec`], [`fill_rows`] over [`MatrixRows`].
 //! - **Integers**: [`QuantisedRows`] of int8 activations times grid weights, summed in i32:
 //!   [`int8_matvec`] over [`PackedWeights`] for one token, [`int8_matmul_nt`] for many,
-//!   [`int8_matmul_nn`] for input gradients.
+//!   [`int8_matmul_nn`] for input gradients; [`byte_matvec`] over [`ByteWeights`], floats rounded
+//!   to bytes.
 //! - **Votes**: [`cast_votes_i8`] draws them from a gradient, [`count_row`] counts a ballot and
 //!   flips codes; random numbers are a function of their place ([`VoteRng`], [`uniform16`]).
 //! - **Layers**: [`matmul_nt`], [`attention`], [`norm()`], [`rotate`], [`gelu`], [`swiglu`],

@@ -54,7 +54,7 @@ impl Matrix {
     pub(crate) fn bytes(planned: &PlannedMatrix) -> u64 {
         let (rows, cols) = planned.size;
         let Some(grid) = &planned.grid else {
-            let bytes = if planned.is_head() {
+            let bytes = if planned.in_bytes {
                 ByteWeights::arena_bytes(rows, cols) + ByteWeights::scale_bytes(rows, cols)
             } else {
                 4 * rows * cols
@@ -283,7 +283,7 @@ impl<'a> Packer<'a> {
             Some(grid) => {
                 PackedWeights::arena_bytes(planned.size.0, planned.size.1, grid.is_wide())
             }
-            None if planned.is_head() => ByteWeights::arena_bytes(planned.size.0, planned.size.1),
+            None if planned.in_bytes => ByteWeights::arena_bytes(planned.size.0, planned.size.1),
             None => 0,
         };
         let bytes = matrices(config, &shape).iter().map(bytes).sum();
@@ -302,14 +302,13 @@ impl<'a> Packer<'a> {
 
 impl Packer<'_> {
     /// A float matrix as bytes, read in slabs.
-    fn bytes(
-        &mut self,
+    fn fill_bytes(
+        &self,
+        mut weights: ByteWeights,
         name: &str,
-        (rows, cols): (usize, usize),
         std: f32,
     ) -> Result<Matrix, ModelError> {
-        let mut weights = ByteWeights::zeros((rows, cols), &mut self.arena)
-            .ok_or_else(|| ModelError::Shape(format!("{name} of {rows} x {cols} is too large")))?;
+        let (rows, cols) = (weights.rows(), weights.cols());
         let slab = slab_rows(cols);
         for start in (0..rows).step_by(slab) {
             let part = start..(start + slab).min(rows);
@@ -345,8 +344,8 @@ impl Source<Matrix> for Packer<'_> {
             let in_bytes = (part == FloatPart::Head || tied)
                 && self.compute.is_int8()
                 && self.from.any_on_grid();
-            if let Some(head) = in_bytes.then(|| self.bytes(name, (rows, cols), std)) {
-                return head;
+            if in_bytes && let Some(weights) = ByteWeights::zeros((rows, cols), &mut self.arena) {
+                return self.fill_bytes(weights, name, std);
             }
             let values = self.from.dense_rows(name, (rows, cols), 0..rows, std)?;
             return Ok(Matrix(Storage::Dense { rows, cols, values }));
@@ -555,5 +554,42 @@ impl Weights for Random<'_> {
 
     fn any_on_grid(&self) -> bool {
         !self.config.model.is_float(FloatPart::Mlp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use primal_kernels::CacheKind;
+
+    use super::*;
+    use crate::generate::Generator;
+
+    /// Logits by both ways to compute; the heads hold the same floats before one is rounded.
+    #[test]
+    fn a_head_in_bytes_gives_nearly_the_logits_of_the_floats() {
+        for changes in [
+            &["tie_head=false", "float_parts=head"][..],
+            &["tie_head=true", "float_parts=embeddings"],
+        ] {
+            let mut config = Config::preset("small").unwrap();
+            for change in changes {
+                config.set(&format!("model.{change}")).unwrap();
+            }
+            let from = Random { config: &config };
+            let [exact, rounded] = [Compute::Float, Compute::Int8].map(|compute| {
+                let packer = &mut Packer::new(&config, 300, &from, compute).unwrap();
+                let model: InferenceModel = build(&config, 300, packer).unwrap();
+                let head = model.head.as_ref().unwrap_or(&model.tok_embedding);
+                let in_bytes = matches!(head.0, Storage::Bytes(_));
+                assert_eq!(in_bytes, compute.is_int8());
+                let mut generator = Generator::new(&model, Isa::best(), CacheKind::F16);
+                generator.feed(&[1, 2, 3]).unwrap().to_vec()
+            });
+            let square = |x: &f32| f64::from(*x).powi(2);
+            let size: f64 = exact.iter().map(square).sum();
+            let parts = exact.iter().zip(&rounded).map(|(a, b)| square(&(a - b)));
+            let error = (parts.sum::<f64>() / size).sqrt();
+            assert!(error > 0.0 && error < 0.05, "{changes:?}: {error}");
+        }
     }
 }

@@ -220,13 +220,8 @@ pub(crate) struct PlannedMatrix {
     pub(crate) group: usize,
     /// Whether tokens are multiplied with it, or only rows of it looked up.
     pub(crate) multiplied: bool,
-}
-
-impl PlannedMatrix {
-    /// Whether it gives the logits.
-    pub(crate) fn is_head(&self) -> bool {
-        self.layer.is_none() && self.multiplied
-    }
+    /// Whether inference holds it in bytes: a float head below blocks on a grid.
+    pub(crate) in_bytes: bool,
 }
 
 /// Every matrix.
@@ -246,9 +241,12 @@ pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix
         size,
         grid: (!config.model.is_float(part)).then(|| grid.clone()),
         multiplied: part != FloatPart::Embeddings,
+        in_bytes: false,
     };
+    let bytes = |part| config.model.is_float(part) && !config.model.is_float(FloatPart::Mlp);
     let mut list = vec![PlannedMatrix {
         multiplied: tie_head,
+        in_bytes: tie_head && bytes(FloatPart::Embeddings),
         ..planned(None, (vocab, c), FloatPart::Embeddings, &grid)
     }];
     if shape.learned_positions() {
@@ -269,7 +267,10 @@ pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix
         list.push(planned(Some(layer), down, FloatPart::Mlp, &grid));
     }
     if !tie_head {
-        list.push(planned(None, (vocab, c), FloatPart::Head, &grid));
+        list.push(PlannedMatrix {
+            in_bytes: bytes(FloatPart::Head),
+            ..planned(None, (vocab, c), FloatPart::Head, &grid)
+        });
     }
     list
 }

@@ -400,6 +400,9 @@ fn random_models_are_whole_and_as_large_as_planned() {
         &[][..],
         &["tie_head=true", "fine_last_block=true"],
         &["float_parts=attention"],
+        &["float_parts=head"],
+        &["tie_head=true", "float_parts=embeddings"],
+        &["float_parts=[\"embeddings\", \"attention\", \"mlp\", \"head\"]"],
         &["group=32"],
     ] {
         let mut config = config("llama_untied", Rule::Consensus);
