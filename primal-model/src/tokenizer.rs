@@ -515,6 +515,29 @@ mod tests {
     }
 
     #[test]
+    fn a_merge_shorter_than_the_prefix_of_continued_words_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let named = |prefix: &str, merges: &str| {
+            let json = hugging_face_json();
+            let prefix = format!("\"continuing_subword_prefix\":\"{prefix}\"");
+            let json = json.replace("\"continuing_subword_prefix\":null", &prefix);
+            let json = json.replace(r#"[["t","o"],["b","e"]]"#, merges);
+            fs::write(&path, json).unwrap();
+            Tokenizer::from_spec(path.to_str().unwrap(), [TEXT])
+        };
+        for (prefix, merges) in [
+            ("##", r#"[["t","o"]]"#),
+            ("##", r#"["t o"]"#),
+            ("#", r#"[["t","é"]]"#),
+        ] {
+            let error = named(prefix, merges).unwrap_err().to_string();
+            assert!(error.contains("prefix of a continued word"), "{error}");
+        }
+        assert!(named("", r#"["t o"]"#).is_ok());
+    }
+
+    #[test]
     fn every_tokenizer_round_trips_and_streams_the_same() {
         for tokenizer in every_tokenizer() {
             let name = tokenizer.name();

@@ -76,9 +76,13 @@ impl HuggingFace {
         origin: &Path,
     ) -> Result<HuggingFace, ModelError> {
         let bad = |reason: String| bad(origin, reason);
-        // The library panics where the JSON of a decoder breaks off.
-        serde_json::from_slice::<serde_json::Value>(&json)
-            .map_err(|error| bad(error.to_string()))?;
+        // The library panics where the JSON of a decoder breaks off, and over such merges.
+        let value: Value = serde_json::from_slice(&json).map_err(|error| bad(error.to_string()))?;
+        if let Some(merge) = merge_without_prefix(&value["model"]) {
+            return Err(bad(format!(
+                "the merge {merge} has no room for the prefix of a continued word"
+            )));
+        }
         let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(&json).map_err(|error| bad(error.to_string()))?;
         // Cutting and padding is the sampler's task, not the tokenizer's.
@@ -118,6 +122,19 @@ impl HuggingFace {
         fs::write(&path, &self.json).map_err(ModelError::io("write", &path))?;
         self.settings.write(folder)
     }
+}
+
+/// The first merge whose right side is too short for the prefix that would be cut from it.
+fn merge_without_prefix(model: &Value) -> Option<&Value> {
+    let prefix = model["continuing_subword_prefix"].as_str()?.len();
+    let fits = |merge: &Value| {
+        let right = match merge {
+            Value::String(pair) => pair.split(' ').nth(1),
+            pair => pair[1].as_str(),
+        };
+        right.is_none_or(|right| right.get(prefix..).is_some())
+    };
+    model["merges"].as_array()?.iter().find(|it| !fits(it))
 }
 
 impl TokenizerSettings {
