@@ -210,8 +210,8 @@ pub struct ExportArgs {
     /// New folder or file.
     #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub out: PathBuf,
-    /// Type of the matrices: f16 or bf16 for hf, f16 or q8_0 for gguf.
-    #[arg(long = "type", default_value = "f16", value_parser = PossibleValuesParser::new(["f16", "bf16", "q8_0"]))]
+    /// Type of the matrices: f32 (exact), f16 or bf16 for hf, f32, f16 or q8_0 for gguf.
+    #[arg(long = "type", default_value = "f16", value_parser = PossibleValuesParser::new(["f32", "f16", "bf16", "q8_0"]))]
     pub tensor_type: String,
     /// Print JSON.
     #[arg(long)]

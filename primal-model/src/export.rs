@@ -1,8 +1,8 @@
 //! Export: a model of ours in the files that other tools load.
 //!
 //! Weights are decoded to plain numbers, since no other tool knows the prime grid: a Hugging Face
-//! folder in half precision, or a GGUF file of F16 or Q8_0. Scales are float32 and half precision
-//! rounds each value by at most 2⁻¹¹ (F16) or 2⁻⁸ (BF16) of itself; Q8_0 is a second
+//! folder or a GGUF file, in float32, as exact as our own `Compute::Float`, or in half precision,
+//! which rounds each value by at most 2⁻¹¹ (F16) or 2⁻⁸ (BF16) of itself; Q8_0 is a second
 //! quantisation with 8 bits. Codes are found again by an import with the same grid and group.
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use crate::config::{Config, ModelConfig, PositionKind, RopeScaling};
 use crate::error::ModelError;
 use crate::foreign::gguf::{GgufWriter, TensorType, Value};
 use crate::foreign::names::{Convention, Layout, Piece, hf_convention, parameters, pieces};
-use crate::foreign::safetensors::{HalfType, SafetensorsWriter};
+use crate::foreign::safetensors::{FloatType, SafetensorsWriter};
 use crate::foreign::vocabulary;
 use crate::layers::Param;
 use crate::model::Model;
@@ -29,8 +29,8 @@ use crate::tokenizer::Tokenizer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
     /// A folder with `config.json`, `model.safetensors` and the tokenizer.
-    HuggingFace(HalfType),
-    /// One file, matrices in F16 or Q8_0.
+    HuggingFace(FloatType),
+    /// One file, matrices in F32, F16 or Q8_0.
     Gguf(TensorType),
 }
 
@@ -60,9 +60,9 @@ pub fn export(checkpoint: &Checkpoint, format: ExportFormat, out: &Path) -> Resu
     };
     let source = Values::new(&model);
     match format {
-        ExportFormat::HuggingFace(half) => {
+        ExportFormat::HuggingFace(kind) => {
             fs::create_dir_all(out).map_err(ModelError::io("create", out))?;
-            hugging_face(config, &shape, hf, &source, &tokenizer, half, out)
+            hugging_face(config, &shape, hf, &source, &tokenizer, kind, out)
         }
         ExportFormat::Gguf(kind) => gguf(config, &shape, hf, &source, &tokenizer, kind, out),
     }
@@ -145,7 +145,7 @@ fn hugging_face(
     convention: Convention,
     source: &Values<'_>,
     tokenizer: &Tokenizer,
-    half: HalfType,
+    kind: FloatType,
     out: &Path,
 ) -> Result<(), ModelError> {
     let planned = plan(shape, convention);
@@ -159,7 +159,7 @@ fn hugging_face(
         .iter()
         .flat_map(|it| it.pieces.iter().map(|p| (full_name(p), it.stored_shape(p))))
         .collect();
-    let mut writer = SafetensorsWriter::create(&out.join("model.safetensors"), half, &tensors)?;
+    let mut writer = SafetensorsWriter::create(&out.join("model.safetensors"), kind, &tensors)?;
     for parameter in &planned {
         parameter.write(source, &mut |piece, values| {
             writer.tensor(&full_name(piece), values)
@@ -169,7 +169,7 @@ fn hugging_face(
     tokenizer.save_hugging_face(out)?;
     let ids = |token: Option<u32>| token.map_or(Json::Null, |id| json!(id));
     let mut json = hf_config(&config.model, shape, convention);
-    json["torch_dtype"] = json!(half.torch_name());
+    json["torch_dtype"] = json!(kind.torch_name());
     json["bos_token_id"] = ids(tokenizer.bos_token());
     json["eos_token_id"] = ids(tokenizer.eos_token());
     let path = out.join("config.json");
@@ -276,7 +276,11 @@ fn gguf(
         .set("general.name", text("exported by primal"))
         .set("general.quantization_version", Value::u32(2));
     // llama.cpp's numbers for files that are mostly of one type.
-    let file_type = if kind == TensorType::Q8_0 { 7 } else { 1 };
+    let file_type = match kind {
+        TensorType::F32 => 0,
+        TensorType::Q8_0 => 7,
+        _ => 1,
+    };
     writer.set("general.file_type", Value::u32(file_type));
     let mut size = |key: &str, value: usize| {
         // Sizes above 2³² do not exist in memory as matrices.

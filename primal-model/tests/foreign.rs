@@ -15,7 +15,7 @@ use primal_model::data::{Documents, TokenStream};
 use primal_model::eval::{Windows, evaluate};
 use primal_model::export::{ExportFormat, export};
 use primal_model::foreign::gguf::TensorType;
-use primal_model::foreign::safetensors::{HalfType, SafetensorsFile};
+use primal_model::foreign::safetensors::{FloatType, SafetensorsFile};
 use primal_model::generate::Generator;
 use primal_model::import::{ImportOptions, import};
 use primal_model::quantise::Rounding;
@@ -130,13 +130,15 @@ fn exports_import_again_as_the_same_model() {
         let found = difference(&rounded, &ours);
         assert!(1e-4 < found && found < 0.2, "{name} in int8: {found}");
         for (kind, format, tolerance) in [
-            ("f16", ExportFormat::HuggingFace(HalfType::F16), 6e-3),
-            ("bf16", ExportFormat::HuggingFace(HalfType::Bf16), 6e-2),
+            ("f32", ExportFormat::HuggingFace(FloatType::F32), 1e-5),
+            ("f16", ExportFormat::HuggingFace(FloatType::F16), 6e-3),
+            ("bf16", ExportFormat::HuggingFace(FloatType::Bf16), 6e-2),
             ("gguf", ExportFormat::Gguf(TensorType::F16), 6e-3),
+            ("gguf32", ExportFormat::Gguf(TensorType::F32), 1e-5),
         ] {
             let out = path(kind);
             export(&checkpoint, format, &out).unwrap();
-            // As plain numbers: half precision is all that is lost.
+            // As plain numbers: what the type rounds is all that is lost.
             let (again, _) = load(&out, &path(&format!("{kind}-float")), &float()).unwrap();
             let found = difference(&logits(&again, &tokens), &ours);
             assert!(found < tolerance, "{name} {kind}: {found}");

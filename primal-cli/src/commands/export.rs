@@ -6,7 +6,7 @@ use anyhow::Result;
 use primal_model::checkpoint::Checkpoint;
 use primal_model::export::{ExportFormat, export};
 use primal_model::foreign::gguf::TensorType;
-use primal_model::foreign::safetensors::HalfType;
+use primal_model::foreign::safetensors::FloatType;
 use serde::Serialize;
 
 use crate::args::ExportArgs;
@@ -24,8 +24,10 @@ struct Report<'a> {
 /// Exports and says what was written.
 pub fn run(args: &ExportArgs) -> Result<ExitCode> {
     let format = match (args.to.as_str(), args.tensor_type.as_str()) {
-        ("hf", "f16") => ExportFormat::HuggingFace(HalfType::F16),
-        ("hf", "bf16") => ExportFormat::HuggingFace(HalfType::Bf16),
+        ("hf", "f32") => ExportFormat::HuggingFace(FloatType::F32),
+        ("hf", "f16") => ExportFormat::HuggingFace(FloatType::F16),
+        ("hf", "bf16") => ExportFormat::HuggingFace(FloatType::Bf16),
+        ("gguf", "f32") => ExportFormat::Gguf(TensorType::F32),
         ("gguf", "f16") => ExportFormat::Gguf(TensorType::F16),
         ("gguf", "q8_0") => ExportFormat::Gguf(TensorType::Q8_0),
         (to, kind) => return Err(WrongUsage(format!("--to {to} has no --type {kind}")).into()),

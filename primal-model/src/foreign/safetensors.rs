@@ -152,29 +152,40 @@ impl SafetensorsFile {
 
 /// What an exported file stores a value in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HalfType {
+pub enum FloatType {
+    /// As it is.
+    F32,
     /// IEEE half precision.
     F16,
     /// The upper half of an f32.
     Bf16,
 }
 
-impl HalfType {
+impl FloatType {
     /// The name in Hugging Face configurations.
     pub fn torch_name(self) -> &'static str {
         match self {
-            HalfType::F16 => "float16",
-            HalfType::Bf16 => "bfloat16",
+            FloatType::F32 => "float32",
+            FloatType::F16 => "float16",
+            FloatType::Bf16 => "bfloat16",
+        }
+    }
+
+    /// Bytes of a value.
+    fn bytes(self) -> usize {
+        match self {
+            FloatType::F32 => 4,
+            FloatType::F16 | FloatType::Bf16 => 2,
         }
     }
 }
 
-/// Writes a safetensors file of half-precision tensors, one at a time in the planned order.
+/// Writes a safetensors file of tensors of one type, one at a time in the planned order.
 #[derive(Debug)]
 pub(crate) struct SafetensorsWriter {
     path: PathBuf,
     to: BufWriter<File>,
-    half: HalfType,
+    kind: FloatType,
     rest: std::vec::IntoIter<(String, usize)>,
 }
 
@@ -182,21 +193,22 @@ impl SafetensorsWriter {
     /// Creates the file and writes the header of the tensors (name, shape).
     pub(crate) fn create(
         path: &Path,
-        half: HalfType,
+        kind: FloatType,
         tensors: &[(String, Vec<usize>)],
     ) -> Result<Self, ModelError> {
         let mut header = Map::new();
         // What the `transformers` library asks for.
         header.insert("__metadata__".into(), json!({ "format": "pt" }));
-        let dtype = match half {
-            HalfType::F16 => "F16",
-            HalfType::Bf16 => "BF16",
+        let dtype = match kind {
+            FloatType::F32 => "F32",
+            FloatType::F16 => "F16",
+            FloatType::Bf16 => "BF16",
         };
         let mut offset = 0;
         let mut rest = Vec::new();
         for (name, shape) in tensors {
             let len: usize = shape.iter().product();
-            let end = offset + 2 * len;
+            let end = offset + kind.bytes() * len;
             let info = json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] });
             if header.insert(name.clone(), info).is_some() {
                 let origin = path.display().to_string();
@@ -216,7 +228,7 @@ impl SafetensorsWriter {
         Ok(SafetensorsWriter {
             path: path.to_path_buf(),
             to,
-            half,
+            kind,
             rest: rest.into_iter(),
         })
     }
@@ -232,12 +244,13 @@ impl SafetensorsWriter {
                 "is not the tensor that was planned here",
             ));
         }
-        let bytes: Vec<u8> = match self.half {
-            HalfType::F16 => values
+        let bytes: Vec<u8> = match self.kind {
+            FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            FloatType::F16 => values
                 .iter()
                 .flat_map(|v| f16::from_f32(*v).to_le_bytes())
                 .collect(),
-            HalfType::Bf16 => values
+            FloatType::Bf16 => values
                 .iter()
                 .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
                 .collect(),
@@ -362,12 +375,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let values = [1.0, -0.5, 3.0, 0.0, 1e-3, 7.0];
         let tensors = [("x".to_owned(), vec![2, 3]), ("y".to_owned(), vec![1])];
-        for half in [HalfType::F16, HalfType::Bf16] {
-            let path = folder.path().join(half.torch_name());
-            let mut writer = SafetensorsWriter::create(&path, half, &tensors).unwrap();
+        for kind in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+            let path = folder.path().join(kind.torch_name());
+            let mut writer = SafetensorsWriter::create(&path, kind, &tensors).unwrap();
             writer.tensor("x", &values).unwrap();
             assert!(writer.tensor("z", &[1.0]).is_err());
-            let mut writer = SafetensorsWriter::create(&path, half, &tensors).unwrap();
+            let mut writer = SafetensorsWriter::create(&path, kind, &tensors).unwrap();
             writer.tensor("x", &values).unwrap();
             writer.tensor("y", &[2.0]).unwrap();
             writer.finish().unwrap();
