@@ -8,6 +8,7 @@
 //! as on a processor that does not multiply bf16.
 
 mod generate;
+mod layers;
 mod pass;
 mod state;
 

@@ -10,7 +10,7 @@ use primal_kernels::cuda::{self, Buffer, CudaError, Device, DeviceWeights, KvCac
 use primal_lut::{Grid, TensorFile};
 use primal_optim::FloatVector;
 
-use super::pass::{Angles, NormAt, upload_angles};
+use super::layers::{Angles, NormAt, upload_angles};
 use crate::block::Block;
 use crate::build::{Source, Stored, build};
 use crate::config::{Compute, Config, FeedForward, FloatPart};

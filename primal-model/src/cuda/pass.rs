@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use primal_kernels::cuda::{
-    self, Buffer, CastStep, CrossEntropy, CudaError, Device, DeviceWeights, NormSizes,
-    QuantisedRows, View,
+    self, Buffer, CastStep, CrossEntropy, CudaError, Device, DeviceWeights, QuantisedRows, View,
 };
-use primal_kernels::{AttentionShape, NormKind, vocab_tiles};
+use primal_kernels::{AttentionShape, vocab_tiles};
 use primal_optim::{CAST_STREAM, ConsensusStep, FloatVector, StepContext};
 
+use super::layers::{Angles, NormAt, upload_angles};
 use super::{CudaModel, Part};
 use crate::activations::TokenIndex;
 use crate::config::{Config, FeedForward};
@@ -18,7 +18,6 @@ use crate::device_ledger::{
 use crate::error::ModelError;
 use crate::layers::{Linear, Norm};
 use crate::model::{Model, Pass};
-use crate::rope::Rope;
 
 /// The token rows of one micro-batch.
 pub(super) struct Piece {
@@ -26,50 +25,6 @@ pub(super) struct Piece {
     pub(super) rows: Range<usize>,
     /// Tokens that carry a loss.
     pub(super) counted: usize,
-}
-
-/// A norm, and where its weight and bias lie among the float parameters.
-pub(super) struct NormAt {
-    eps: f32,
-    rms: bool,
-    pub(super) weight: Part,
-    pub(super) bias: Option<Part>,
-}
-
-impl NormAt {
-    /// The norm whose parameters lie where `place` says.
-    pub(super) fn new(norm: &Norm, place: &mut dyn FnMut(&FloatVector) -> Part) -> Self {
-        NormAt {
-            eps: norm.eps,
-            rms: norm.kind == NormKind::Rms,
-            weight: place(&norm.weight),
-            bias: norm.bias.as_ref().map(place),
-        }
-    }
-
-    /// Of `n` rows of `width`.
-    pub(super) fn sizes(&self, n: usize, width: usize) -> NormSizes {
-        NormSizes {
-            n,
-            width,
-            eps: self.eps,
-            rms: self.rms,
-        }
-    }
-}
-
-/// Cosines and sines of rotary positions, (T, D / 2) each.
-pub(super) type Angles = (Buffer<f32>, Buffer<f32>);
-
-pub(super) fn upload_angles(
-    device: &Device,
-    rope: Option<&Rope>,
-) -> Result<Option<Angles>, CudaError> {
-    let Some((cos, sin)) = rope.map(Rope::angles) else {
-        return Ok(None);
-    };
-    let upload = |angles: &[f32]| Buffer::from_slice(device, angles, "angles");
-    Ok(Some((upload(cos)?, upload(sin)?)))
 }
 
 /// A linear layer: the number of its matrix, and its bias in the arena.
