@@ -8,18 +8,20 @@ DEVICE int dot4(int a, int b, int c) {
     return d;
 }
 
-// q (n, stride) i8 = x (n, cols) in units of its row's largest magnitude / 127, ties to even,
-// padded with zeros; scale_out (n) is that unit. With row_scales, column c of x is first
+// q (n, stride) i8 = x (n, cols), each `group` columns of a row in units of their largest magnitude
+// / 127, ties to even, padded with zeros; scale_out (n, groups) are those units. With row_scales, column c of x is first
 // multiplied by row_scales[c]: the gradient of a product whose weights have scales by row.
 KERNEL __launch_bounds__(256)
     quantise_rows(const float* __restrict__ x, const float* __restrict__ row_scales, int n, int cols,
-                  int stride, i8* q, float* scale_out) {
-    int row = half_warp_row(), lane = lane_of_row();
-    if (row >= n) return;
+                  int group, int groups, int stride, i8* q, float* scale_out) {
+    int item = half_warp_row(), lane = lane_of_row();
+    if (item >= n * groups) return;
+    int row = item / groups, start = item % groups * group;
+    int end = min(start + group, cols), padded_end = end == cols ? stride : end;
     x += (size_t)row * cols;
     q += (size_t)row * stride;
     float most = 0.0f, nothing = 0.0f;
-    for (int c = lane; c < cols; c += LANES) {
+    for (int c = start + lane; c < end; c += LANES) {
         float value = row_scales ? x[c] * row_scales[c] : x[c];
         most = max_of(fabsf(value), most);
         nothing = value * 0.0f + nothing;
@@ -30,12 +32,12 @@ KERNEL __launch_bounds__(256)
     bool finite = sum_lanes(nothing) == 0.0f;
     float inverse = 127.0f / most;
     bool usable = finite && inverse < INFINITE;
-    for (int c = lane; c < stride; c += LANES) {
-        float value = c < cols && usable ? (row_scales ? x[c] * row_scales[c] : x[c]) : 0.0f;
+    for (int c = start + lane; c < padded_end; c += LANES) {
+        float value = c < end && usable ? (row_scales ? x[c] * row_scales[c] : x[c]) : 0.0f;
         float rounded = usable ? rintf(value * inverse) : 0.0f;
         q[c] = (i8)max(min((int)rounded, 127), -127);
     }
-    if (lane == 0) scale_out[row] = usable ? most / 127.0f : (finite ? 0.0f : __int_as_float(0x7fc00000));
+    if (lane == 0) scale_out[item] = usable ? most / 127.0f : (finite ? 0.0f : __int_as_float(0x7fc00000));
 }
 
 // Four values of the grid in units of 1 / unit, for four codes.
@@ -84,9 +86,10 @@ KERNEL __launch_bounds__(256, 4)
             sum = dot4(x.y, second, dot4(x.x, first, sum));
         }
         for (int half = 8; half > 0; half /= 2) sum += __shfl_xor_sync(half_mask(), sum, half, LANES);
-        total = (float)sum * w.scales[(size_t)row * w.groups + group] + total;
+        float scale = w.scales[(size_t)row * w.groups + group];
+        total = (float)sum * scale * (x_scale[group] * unit_value) + total;
     }
-    if (lane == 0) y[row] = total * (x_scale[0] * unit_value);
+    if (lane == 0) y[row] = total;
 }
 
 #define WORDS 16  // words of four summands of a tile

@@ -407,7 +407,7 @@ fn int8_products_are_the_cpus_bits() {
             rows.quantise(isa(), &x, k, None);
             let mut want = vec![0.0; n * m];
             primal_kernels::int8_matmul_nt(isa(), &rows, &matrix, 0..m, &mut want, false);
-            let room = cuda::QuantisedRows::new(&device, n, k.max(m)).unwrap();
+            let room = cuda::QuantisedRows::new(&device, n, k.max(m), 1).unwrap();
             let on_device = room.quantise(up(&device, &x).view(..), None, k).unwrap();
             let y = zeros(&device, n * m);
             cuda::int8_matmul_nt(on_device, &weights, 0..m, y.view(..), false).unwrap();
@@ -475,13 +475,14 @@ fn one_token_in_int8_has_the_cpus_bits() {
             assert!(weights.has_int8_matvec());
             let x = noise(cols, 3);
             let mut token = QuantisedRows::new(1, cols);
-            token.quantise(isa(), &x, cols, None);
+            assert!(token.quantise_for(isa(), &x, &matrix));
             let mut want = vec![0.0; rows];
             let mut arena = HugeArena::new(1 << 20).unwrap();
             let packed = PackedWeights::new(&matrix, &mut arena).unwrap();
             int8_matvec(isa(), &packed, &token, &mut want);
-            let room = cuda::QuantisedRows::new(&device, 1, cols).unwrap();
-            let token = room.quantise(up(&device, &x).view(..), None, cols).unwrap();
+            let room = cuda::QuantisedRows::new(&device, 1, cols, cols.div_ceil(group)).unwrap();
+            let x = up(&device, &x);
+            let token = room.quantise_for(x.view(..), &weights).unwrap();
             let y = zeros(&device, rows);
             cuda::int8_matvec(token, &weights, y.view(..)).unwrap();
             let what = format!("{} {rows}x{cols}/{group}", grid.id());

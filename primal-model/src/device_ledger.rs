@@ -15,6 +15,9 @@ use crate::shape::ModelShape;
 /// to stay in its L2 cache.
 pub(crate) const GRADIENT_ROWS: usize = VOCAB_TILE;
 
+/// Columns of the smallest group of weights that tokens are multiplied with in int8.
+const SMALLEST_GROUP: usize = 32;
+
 /// Elements whose squares are added up in f32.
 const SQUARES_BLOCK: usize = 4096;
 
@@ -126,7 +129,10 @@ impl Ledger {
         );
         ledger.row(
             "buffers of a token",
-            4 * buffers as u64 + quantised_bytes(1, widest_matrix(shape)),
+            4 * buffers as u64 + {
+                let (cols, groups) = widest_token(shape);
+                quantised_bytes(1, cols, groups)
+            },
         );
         ledger
     }
@@ -140,9 +146,15 @@ fn code_bytes(grid: &Grid, rows: u64, cols: u64) -> u64 {
     rows * (cols.div_ceil(2) + high) + 32 * 4 + integers
 }
 
-/// Bytes of `rows` rows of `cols` columns in int8.
-fn quantised_bytes(rows: usize, cols: usize) -> u64 {
-    (rows * (cols.next_multiple_of(8) + 4)) as u64
+/// Most columns of a token in int8, and most groups of them.
+pub(crate) fn widest_token(shape: &ModelShape) -> (usize, usize) {
+    let cols = widest_matrix(shape);
+    (cols, cols.div_ceil(SMALLEST_GROUP))
+}
+
+/// Bytes of `rows` rows of `cols` columns in int8, in `groups` groups.
+fn quantised_bytes(rows: usize, cols: usize, groups: usize) -> u64 {
+    (rows * (cols.next_multiple_of(8) + 4 * groups)) as u64
 }
 
 /// The lengths of all norms and biases.
@@ -184,7 +196,7 @@ fn activations(config: &Config, shape: &ModelShape) -> Vec<(&'static str, u64)> 
         + rows.div_ceil(TILE_ROWS) * widest_row(shape)
         + GRADIENT_ROWS * widest_matrix(shape);
     let products = if config.train.compute.is_int8() {
-        quantised_bytes(rows, widest_operand(shape)) + quantised_bytes(rows, c)
+        quantised_bytes(rows, widest_operand(shape), 1) + quantised_bytes(rows, c, 1)
     } else {
         4 * decoded_len(shape) as u64
     };

@@ -35,28 +35,36 @@ fn stride(cols: usize) -> usize {
 pub struct QuantisedRows {
     /// The rows one after the other, each padded with zeros to a multiple of 8.
     pub values: Buffer<i8>,
-    /// The unit of each row.
+    /// The unit of each group of each row.
     pub scales: Buffer<f32>,
 }
 
-/// Rows of activations as i8, each in units of its largest magnitude / 127.
+/// Rows of activations as i8, each or each group of its columns in units of its largest magnitude
+/// / 127.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantised<'a> {
     values: View<'a, i8>,
     scales: View<'a, f32>,
+    rows: usize,
     cols: usize,
+    group: usize,
 }
 
 impl QuantisedRows {
-    /// Room for `rows` rows of `cols` columns, or any product of the two that is no larger.
-    pub fn new(device: &Device, rows: usize, cols: usize) -> Result<Self, CudaError> {
+    /// Room for `rows` rows of `cols` columns in `groups` groups, or any product that is no larger.
+    pub fn new(
+        device: &Device,
+        rows: usize,
+        cols: usize,
+        groups: usize,
+    ) -> Result<Self, CudaError> {
         Ok(QuantisedRows {
             values: Buffer::zeros(device, rows * stride(cols), "activations as int8")?,
-            scales: Buffer::zeros(device, rows, "units of activations")?,
+            scales: Buffer::zeros(device, rows * groups, "units of activations")?,
         })
     }
 
-    /// Quantises `x` (n, `cols`); with `column_scales` (cols) each column is multiplied first: the
+    /// Quantises `x` (n, `cols`), a scale a row; with `column_scales` (cols) each column is multiplied first: the
     /// gradient of a layer's output takes the row scales of the layer's weights that way.
     ///
     /// # Panics
@@ -67,17 +75,41 @@ impl QuantisedRows {
         column_scales: Option<View<'_, f32>>,
         cols: usize,
     ) -> Result<Quantised<'_>, CudaError> {
-        let n = x.len() / cols;
-        let quantised = self.rows(0..n, cols);
+        self.quantise_groups(x, column_scales, (cols, cols))
+    }
+
+    /// Quantises `x` (n, k) for a product with `w` (m, k), a scale for each group of columns for
+    /// which `w` has one.
+    ///
+    /// # Panics
+    /// If the rows do not fit.
+    pub fn quantise_for(
+        &self,
+        x: View<'_, f32>,
+        w: &DeviceWeights,
+    ) -> Result<Quantised<'_>, CudaError> {
+        self.quantise_groups(x, None, (w.cols(), w.group()))
+    }
+
+    fn quantise_groups(
+        &self,
+        x: View<'_, f32>,
+        column_scales: Option<View<'_, f32>>,
+        (cols, group): (usize, usize),
+    ) -> Result<Quantised<'_>, CudaError> {
+        let (n, groups) = (x.len() / cols, cols.div_ceil(group));
+        let quantised = self.of(0..n, cols, group);
         launch!(
             x.device,
             "quantise_rows",
-            blocks_for_rows(n),
+            blocks_for_rows(n * groups),
             THREADS,
             x.of(n * cols, "x is (n, cols)"),
             column_scales.map_or(0, |scales| scales.of(cols, "a scale a column")),
             n as i32,
             cols as i32,
+            group as i32,
+            groups as i32,
             stride(cols) as i32,
             quantised.values.address,
             quantised.scales.address,
@@ -90,11 +122,17 @@ impl QuantisedRows {
     /// # Panics
     /// If there is no room for so many.
     pub fn rows(&self, rows: Range<usize>, cols: usize) -> Quantised<'_> {
-        let stride = stride(cols);
+        self.of(rows, cols, cols)
+    }
+
+    fn of(&self, rows: Range<usize>, cols: usize, group: usize) -> Quantised<'_> {
+        let (stride, groups) = (stride(cols), cols.div_ceil(group));
         Quantised {
             values: self.values.view(rows.start * stride..rows.end * stride),
-            scales: self.scales.view(rows),
+            scales: self.scales.view(rows.start * groups..rows.end * groups),
+            rows: rows.len(),
             cols,
+            group,
         }
     }
 }
@@ -143,7 +181,8 @@ pub fn int8_matmul_nn(
 /// # Panics
 /// If a length does not match or [`DeviceWeights::has_int8_matvec`] is false.
 pub fn int8_matvec(x: Quantised<'_>, w: &DeviceWeights, y: View<'_, f32>) -> Result<(), CudaError> {
-    assert_eq!((w.cols(), 1), (x.cols, x.scales.len()), "one token");
+    assert_eq!((w.cols(), 1), (x.cols, x.rows), "one token");
+    assert_eq!(w.group(), x.group, "scales by the same groups");
     assert!(w.has_int8_matvec(), "a matrix with an integer form");
     let grid = w.int8_grid(x.cols)?;
     launch!(
@@ -171,8 +210,8 @@ fn multiply(
     accumulate: bool,
 ) -> Result<(), CudaError> {
     let grid = w.int8_grid(x.cols)?;
-    assert!(w.has_row_scales(), "one scale a row");
-    let n = x.scales.len();
+    assert!(w.has_row_scales() && x.group == x.cols, "one scale a row");
+    let n = x.rows;
     launch!(
         out.device,
         kernel,

@@ -171,6 +171,11 @@ impl DeviceWeights {
         groups_fit && self.int8_grid(self.cols).is_ok()
     }
 
+    /// Columns that share a scale.
+    pub fn group(&self) -> usize {
+        self.group
+    }
+
     /// One scale a row.
     pub(crate) fn has_row_scales(&self) -> bool {
         self.is_on_grid() && self.groups == 1

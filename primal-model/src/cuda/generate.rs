@@ -14,7 +14,7 @@ use super::layers::{Angles, NormAt, upload_angles};
 use crate::block::Block;
 use crate::build::{Source, Stored, build};
 use crate::config::{Compute, Config, FeedForward, FloatPart};
-use crate::device_ledger::widest_matrix;
+use crate::device_ledger::widest_token;
 use crate::error::ModelError;
 use crate::generate::Reader;
 use crate::layers::Linear;
@@ -201,7 +201,10 @@ impl<'m> CudaReader<'m> {
             up: floats(shape.up_width())?,
             hidden: floats(shape.ff_width)?,
             stats: floats(2)?,
-            quantised: cuda::QuantisedRows::new(device, 1, widest_matrix(shape))?,
+            quantised: {
+                let (cols, groups) = widest_token(shape);
+                cuda::QuantisedRows::new(device, 1, cols, groups)?
+            },
             logits: floats(shape.vocab)?,
         })
     }
@@ -281,7 +284,7 @@ impl<'m> CudaReader<'m> {
         if self.model.compute == Compute::Float || !weights.has_int8_matvec() {
             return cuda::matvec(weights, x, y);
         }
-        let x = self.quantised.quantise(x, None, weights.cols())?;
+        let x = self.quantised.quantise_for(x, weights)?;
         cuda::int8_matvec(x, weights, y)
     }
 }

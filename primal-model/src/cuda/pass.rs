@@ -181,8 +181,8 @@ impl PassBuffers {
             dots: work(shape.n_head)?,
             products: if config.train.compute.is_int8() {
                 Products::Int8 {
-                    operand: QuantisedRows::new(device, rows, widest_operand(&shape))?,
-                    output: QuantisedRows::new(device, rows, shape.width)?,
+                    operand: QuantisedRows::new(device, rows, widest_operand(&shape), 1)?,
+                    output: QuantisedRows::new(device, rows, shape.width, 1)?,
                 }
             } else {
                 Products::Float {
