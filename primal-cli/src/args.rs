@@ -292,6 +292,17 @@ pub struct GenerateArgs {
     /// Tokens to write.
     #[arg(short, long = "n-tokens", value_name = "N", default_value_t = 128)]
     pub n_tokens: usize,
+    /// How the text is computed.
+    #[command(flatten)]
+    pub writer: WriterArgs,
+    /// Print one JSON object at the end instead of the text as it comes.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How text is computed, by `generate` and `chat`.
+#[derive(Debug, ClapArgs)]
+pub struct WriterArgs {
     /// How the next token is chosen.
     #[command(flatten)]
     pub sampling: SamplingArgs,
@@ -307,9 +318,6 @@ pub struct GenerateArgs {
     /// Worker threads, 0 for all cores; changes no result.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
-    /// Print one JSON object at the end instead of the text as it comes.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `primal chat`.
@@ -324,21 +332,9 @@ pub struct ChatArgs {
     /// Longest reply in tokens; without a chat template a reply also ends at a line break.
     #[arg(short, long = "n-tokens", value_name = "N", default_value_t = 256)]
     pub n_tokens: usize,
-    /// How the next token is chosen.
+    /// How the text is computed.
     #[command(flatten)]
-    pub sampling: SamplingArgs,
-    /// What computes; auto: a GPU where there is one, else the processor.
-    #[arg(long, value_parser = backend_parser(), default_value = "auto")]
-    pub backend: Backend,
-    /// How keys and values of past tokens are kept [default: as configured, f16].
-    #[arg(long, value_parser = kv_cache_parser())]
-    pub kv_cache: Option<KvCacheKind>,
-    /// How matrices on the grid are multiplied: in int8, or, slower, in float as exports are.
-    #[arg(long, value_parser = compute_parser(), default_value = "int8")]
-    pub compute: Compute,
-    /// Worker threads, 0 for all cores; changes no result.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
+    pub writer: WriterArgs,
 }
 
 /// `primal plan`.

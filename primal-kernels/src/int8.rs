@@ -40,6 +40,11 @@ pub(crate) const GROUP_UNIT: usize = 32;
 /// The longest row: i32 sums of products of bytes cannot overflow below it.
 pub const INT8_MAX_COLS: usize = 1 << 16;
 
+/// Whether rows of `cols` columns with a scale for each `group` of them have an integer form.
+pub(crate) fn has_int8_form(cols: usize, group: usize) -> bool {
+    (group == cols || group.is_multiple_of(GROUP_UNIT)) && cols <= INT8_MAX_COLS
+}
+
 /// Which instructions multiply bytes. All give the same integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Path {

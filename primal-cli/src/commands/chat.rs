@@ -7,27 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use primal_model::ResidentModel;
 use primal_model::chat::{ChatTemplate, Message};
 
 use crate::args::ChatArgs;
-use crate::commands::{Loaded, Writer, cache_kind};
+use crate::commands::Writer;
 use crate::output;
 use crate::progress::note;
 use crate::report::INTERRUPTED;
 
 /// Reads lines and writes replies until `/exit` or the end of the input.
 pub fn run(args: &ChatArgs) -> Result<ExitCode> {
-    let sampler = args.sampling.sampler()?;
-    let loaded = Loaded::open(&args.model, args.threads, |checkpoint| {
-        ResidentModel::load(
-            checkpoint,
-            args.backend,
-            cache_kind(checkpoint, args.kv_cache),
-            args.compute,
-        )
-    })?;
-    let mut writer = Writer::new(&loaded, sampler, args.kv_cache)?;
+    let sampler = args.writer.sampling.sampler()?;
+    let loaded = args.writer.load(&args.model)?;
+    let mut writer = Writer::new(&loaded, sampler, args.writer.kv_cache)?;
     let turn = Turn::watch_signals()?;
     let template = match loaded.tokenizer.settings() {
         Some(settings) => ChatTemplate::new(settings)?,

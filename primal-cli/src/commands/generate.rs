@@ -4,11 +4,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Result;
-use primal_model::ResidentModel;
 use serde::Serialize;
 
 use crate::args::GenerateArgs;
-use crate::commands::{Loaded, Writer, cache_kind};
+use crate::commands::Writer;
 use crate::output;
 
 #[derive(Serialize)]
@@ -23,16 +22,9 @@ struct Report<'a> {
 
 /// Prints prompt and continuation as they come, or one JSON object at the end.
 pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
-    let sampler = args.sampling.sampler()?;
-    let loaded = Loaded::open(&args.model, args.threads, |checkpoint| {
-        ResidentModel::load(
-            checkpoint,
-            args.backend,
-            cache_kind(checkpoint, args.kv_cache),
-            args.compute,
-        )
-    })?;
-    let mut writer = Writer::new(&loaded, sampler, args.kv_cache)?;
+    let sampler = args.writer.sampling.sampler()?;
+    let loaded = args.writer.load(&args.model)?;
+    let mut writer = Writer::new(&loaded, sampler, args.writer.kv_cache)?;
     let prompt_tokens = writer.read(&args.prompt)?;
     if !args.json {
         output::stream(&args.prompt)?;
@@ -54,7 +46,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
             prompt_tokens,
             tokens,
             tokens_per_s: tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
-            seed: args.sampling.seed,
+            seed: args.writer.sampling.seed,
         })?;
     } else {
         output::line("")?;

@@ -32,7 +32,7 @@ use primal_model::sampling::{Sampling, TokenSampler};
 use primal_model::tokenizer::Tokenizer;
 use primal_model::{ModelError, ResidentModel};
 
-use crate::args::{BaseArgs, SamplingArgs};
+use crate::args::{BaseArgs, SamplingArgs, WriterArgs};
 use crate::report::WrongUsage;
 
 /// The configuration that `--preset` or `--config` names; without either the preset `small`.
@@ -103,6 +103,16 @@ impl SamplingArgs {
             seed: self.seed,
         };
         Ok(TokenSampler::new(sampling).map_err(|error| WrongUsage(error.to_string()))?)
+    }
+}
+
+impl WriterArgs {
+    /// The model of `path`, where and as it shall compute.
+    fn load(&self, path: &Path) -> Result<Loaded<ResidentModel>> {
+        Loaded::open(path, self.threads, |checkpoint| {
+            let kind = cache_kind(checkpoint, self.kv_cache);
+            ResidentModel::load(checkpoint, self.backend, kind, self.compute)
+        })
     }
 }
 

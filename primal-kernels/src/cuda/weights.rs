@@ -9,7 +9,7 @@ use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for, blocks_for_rows, launch};
 use super::error::CudaError;
 use super::int8::DeviceInt8Grid;
-use crate::int8::{GROUP_UNIT, INT8_MAX_COLS, Int8Grid};
+use crate::int8::{INT8_MAX_COLS, Int8Grid, has_int8_form};
 
 /// A (rows, cols) matrix: packed codes, or float values.
 #[derive(Clone, Debug)]
@@ -167,8 +167,7 @@ impl DeviceWeights {
     /// Whether `int8_matvec` takes it: on a grid with an integer form, with one scale a row or
     /// groups of a multiple of 32, as on the CPU.
     pub fn has_int8_matvec(&self) -> bool {
-        let groups_fit = self.groups == 1 || self.group.is_multiple_of(GROUP_UNIT);
-        groups_fit && self.int8_grid(self.cols).is_ok()
+        has_int8_form(self.cols, self.group) && self.int8_grid(self.cols).is_ok()
     }
 
     /// Columns that share a scale.

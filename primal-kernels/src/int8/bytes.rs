@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::gemv::{Token, fold_group};
+use super::gemv::{Token, fold_group, for_each_block};
 use super::packed::{BLOCK_ROWS, STEP_COLS};
 use super::panel::FLIP;
 use super::{INT8_MAX_COLS, Path, QuantisedRows};
@@ -187,7 +187,8 @@ impl MatrixRows for ByteWeights {
     }
 }
 
-/// y = W x for one token, quantised by [`QuantisedRows::quantise_for_bytes`]; `y` (rows) f32. Sums in integers, so every tier gives the same bits.
+/// y = W x for one token, quantised by [`QuantisedRows::quantise_for_bytes`]; `y` (rows)
+/// f32. Sums in integers, so every tier gives the same bits.
 ///
 /// # Panics
 /// If `x` does not hold one row of `weights.cols()` with scales by `weights.group()`, or `y` has
@@ -198,23 +199,16 @@ pub fn byte_matvec(isa: Isa, weights: &ByteWeights, x: &QuantisedRows, y: &mut [
     assert_eq!(y.len(), weights.rows(), "output of a matrix-vector product");
     let token = Token::new(x, 1.0);
     let path = Path::of(isa);
-    let task_blocks = (TASK_WEIGHTS / (BLOCK_ROWS * weights.cols())).max(1);
-    y.par_chunks_mut(task_blocks * BLOCK_ROWS)
-        .enumerate()
-        .for_each(|(task, y)| {
-            for (i, y) in y.chunks_mut(BLOCK_ROWS).enumerate() {
-                let block = weights.block(task * task_blocks + i);
-                let mut out = [0.0; BLOCK_ROWS];
-                match path {
-                    #[cfg(target_arch = "x86_64")]
-                    Path::Avx2 | Path::AvxVnni | Path::Avx512Vnni => {
-                        super::x86::byte_block_product(isa, block, token, &mut out);
-                    }
-                    _ => byte_block_product_scalar(block, token, &mut out),
-                }
-                y.copy_from_slice(&out[..y.len()]);
+    for_each_block(y, TASK_WEIGHTS / weights.cols(), |block, out| {
+        let block = weights.block(block);
+        match path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 | Path::AvxVnni | Path::Avx512Vnni => {
+                super::x86::byte_block_product(isa, block, token, out);
             }
-        });
+            _ => byte_block_product_scalar(block, token, out),
+        }
+    });
 }
 
 /// The specification.

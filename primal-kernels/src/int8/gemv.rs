@@ -56,14 +56,24 @@ pub fn int8_matvec(isa: Isa, weights: &PackedWeights, x: &QuantisedRows, y: &mut
     assert_eq!(y.len(), weights.rows(), "output of a matrix-vector product");
     let token = Token::new(x, weights.table().unit_value);
     let path = Path::of(isa);
-    let task_blocks = (TASK_WEIGHTS / (BLOCK_ROWS * weights.cols())).max(1);
+    for_each_block(y, TASK_WEIGHTS / weights.cols(), |block, out| {
+        block_product(isa, path, weights.table(), weights.block(block), token, out);
+    });
+}
+
+/// Lets `product` compute each block of sixteen rows of `y`, in tasks of some `task_rows` rows.
+pub(super) fn for_each_block(
+    y: &mut [f32],
+    task_rows: usize,
+    product: impl Fn(usize, &mut [f32; BLOCK_ROWS]) + Sync,
+) {
+    let task_blocks = (task_rows / BLOCK_ROWS).max(1);
     y.par_chunks_mut(task_blocks * BLOCK_ROWS)
         .enumerate()
         .for_each(|(task, y)| {
             for (i, y) in y.chunks_mut(BLOCK_ROWS).enumerate() {
-                let block = weights.block(task * task_blocks + i);
                 let mut out = [0.0; BLOCK_ROWS];
-                block_product(isa, path, weights.table(), block, token, &mut out);
+                product(task * task_blocks + i, &mut out);
                 y.copy_from_slice(&out[..y.len()]);
             }
         });

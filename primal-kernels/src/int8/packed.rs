@@ -4,7 +4,7 @@ use primal_lut::{Grid, QuantMatrix};
 use rayon::prelude::*;
 
 use super::panel::{FLIP, PANEL_COLS, Quad};
-use super::{GROUP_UNIT, INT8_MAX_COLS, Int8Grid, Int8Rows, Path};
+use super::{Int8Grid, Int8Rows, Path, has_int8_form};
 use crate::huge::{HugeArena, HugeBytes};
 use crate::isa::Isa;
 use crate::rows::MatrixRows;
@@ -73,8 +73,7 @@ impl PackedWeights {
         arena: &mut HugeArena,
     ) -> Option<PackedWeights> {
         let table = Int8Grid::new(grid)?;
-        let fits = group == cols || group.is_multiple_of(GROUP_UNIT);
-        if !fits || cols > INT8_MAX_COLS {
+        if !has_int8_form(cols, group) {
             return None;
         }
         let n_steps = rows.div_ceil(BLOCK_ROWS) * cols.div_ceil(STEP_COLS);

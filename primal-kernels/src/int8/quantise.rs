@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{ByteWeights, GROUP_UNIT, INT8_MAX_COLS, Int8Rows};
+use super::{ByteWeights, GROUP_UNIT, INT8_MAX_COLS, Int8Rows, has_int8_form};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
@@ -77,10 +77,7 @@ impl QuantisedRows {
     /// If the rows do not fit.
     pub fn quantise_for(&mut self, isa: Isa, x: &[f32], w: &dyn Int8Rows) -> bool {
         let (cols, group) = (w.cols(), w.group());
-        if (group != cols && !group.is_multiple_of(GROUP_UNIT))
-            || cols > INT8_MAX_COLS
-            || w.int8_grid().is_none()
-        {
+        if !has_int8_form(cols, group) || w.int8_grid().is_none() {
             return false;
         }
         self.quantise_groups(isa, x, (cols, group), None);
