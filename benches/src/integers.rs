@@ -1,8 +1,8 @@
-//! The integer and bf16 kernels as workloads.
+//! The integer kernels as workloads.
 
 use anyhow::{Context, Result};
 use primal_kernels::{
-    Bf16Panels, HugeArena, Isa, PackedWeights, QuantisedRows, bf16_tn_tile, int8_matmul_nn,
+    Int16Panels, HugeArena, Isa, PackedWeights, QuantisedRows, int16_tn_tile, int8_matmul_nn,
     int8_matmul_nt, int8_matvec,
 };
 
@@ -17,7 +17,7 @@ struct Sizes {
     ff_width: usize,
 }
 
-/// Every kernel of `int8` and `bf16`.
+/// Every kernel of `int8` and `int16`.
 ///
 /// # Errors
 /// When the system gives no memory.
@@ -108,13 +108,13 @@ fn products(isa: Isa, sizes: &Sizes) -> Result<[Workload; 3]> {
 fn gradient_tile(isa: Isa, sizes: &Sizes) -> Workload {
     const ROWS: usize = 64;
     let (n, m, k) = (sizes.tokens, sizes.ff_width, sizes.width);
-    let (mut dy, mut x) = (Bf16Panels::new(n, m), Bf16Panels::new(n, k));
-    dy.fill(isa, &made_up_numbers(n * m, 13), m);
-    x.fill(isa, &made_up_numbers(n * k, 14), k);
+    let (mut dy, mut x) = (Int16Panels::new(n, m), Int16Panels::new(n, k));
+    dy.fill(isa, &made_up_numbers(n * m, 13), m, Int16Panels::MAX);
+    x.fill(isa, &made_up_numbers(n * k, 14), k, Int16Panels::MAX);
     let mut out = vec![0.0; ROWS * k];
-    let name = format!("bf16 weight grad tile {n}x{ROWS}x{k}, 1 thread");
+    let name = format!("int16 weight grad tile {n}x{ROWS}x{k}, 1 thread");
     Workload::new(name, 0, 2 * n * ROWS * k, move || {
-        bf16_tn_tile(isa, &dy, &x, 0..ROWS, &mut out, false);
+        int16_tn_tile(isa, &dy, &x, 0..ROWS, &mut out, false);
     })
-    .by(Units::Bf16)
+    .by(Units::Int16)
 }

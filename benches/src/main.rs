@@ -88,7 +88,7 @@ impl Peak {
         let multiply_adds = match workload.units {
             Units::F32 => rates.f32,
             Units::Int8 => rates.int8,
-            Units::Bf16 => rates.bf16.unwrap_or(rates.f32),
+            Units::Int16 => rates.int16,
         };
         Some(2.0 * multiply_adds)
     }

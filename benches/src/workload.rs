@@ -42,8 +42,8 @@ pub enum Units {
     F32,
     /// Bytes into 32-bit sums.
     Int8,
-    /// Pairs of bf16.
-    Bf16,
+    /// Pairs of 16-bit integers.
+    Int16,
 }
 
 impl Workload {

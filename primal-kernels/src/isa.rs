@@ -53,20 +53,15 @@ impl Tier {
     }
 }
 
-/// Instructions beyond a tier's own that integer and bf16 kernels use where they are.
+/// Instructions beyond a tier's own that integer kernels use where they are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Extras {
-    /// Dot products of four bytes: AVX-VNNI in the tier `avx2`, AVX-512 VNNI in `avx512`.
+    /// Dot products of four bytes and of two words: AVX-VNNI in the tier `avx2`, AVX-512 VNNI in `avx512`.
     pub vnni: bool,
-    /// Dot products of two bf16: AVX-512 BF16.
-    pub bf16: bool,
 }
 
 impl Extras {
-    const NONE: Extras = Extras {
-        vnni: false,
-        bf16: false,
-    };
+    const NONE: Extras = Extras { vnni: false };
 
     #[cfg(target_arch = "x86_64")]
     fn detected(tier: Tier) -> Extras {
@@ -74,11 +69,9 @@ impl Extras {
             Tier::Scalar => Extras::NONE,
             Tier::Avx2 => Extras {
                 vnni: is_x86_feature_detected!("avxvnni"),
-                bf16: false,
             },
             Tier::Avx512 => Extras {
                 vnni: is_x86_feature_detected!("avx512vnni"),
-                bf16: is_x86_feature_detected!("avx512bf16"),
             },
         }
     }

@@ -49,7 +49,6 @@ mod act;
 mod adamw;
 mod attention;
 mod bandwidth;
-mod bf16;
 mod conv;
 mod counting;
 #[cfg(feature = "cuda")]
@@ -58,6 +57,7 @@ mod dense;
 mod error;
 mod grid;
 mod huge;
+mod int16;
 mod int8;
 mod isa;
 mod lanes;
@@ -78,13 +78,13 @@ pub use attention::{
     AttentionShape, CacheKind, KvCache, attention, attention_backward, attention_cached,
 };
 pub use bandwidth::{read_bandwidth, read_rate};
-pub use bf16::{Bf16Panels, bf16_tn_tile};
 pub use conv::{Conv1d, conv1d_weight_gradient};
 pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;
 pub use grid::{add_scaled, decode_row, decode_values, dot, matvec};
 pub use huge::{HugeArena, HugeBytes};
+pub use int16::{Int16Panels, int16_tn_tile};
 pub use int8::{
     ByteWeights, INT8_MAX_COLS, Int8Grid, Int8Rows, PackedWeights, QuantisedRows, byte_matvec,
     int8_matmul_nn, int8_matmul_nt, int8_matvec, int8_panel_bytes,

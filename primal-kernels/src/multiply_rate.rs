@@ -18,8 +18,8 @@ pub struct MultiplyRates {
     pub f32: f64,
     /// Bytes into 32-bit sums, by the instructions that the integer kernels use.
     pub int8: f64,
-    /// Pairs of bf16 into float32 sums, where the CPU has them.
-    pub bf16: Option<f64>,
+    /// The same of words of two bytes.
+    pub int16: f64,
 }
 
 /// What runs in the loop.
@@ -27,7 +27,7 @@ pub struct MultiplyRates {
 enum Kind {
     F32,
     Int8,
-    Bf16,
+    Int16,
 }
 
 /// The best of `reps` times on all threads of the current pool; `None` for a tier without vectors
@@ -48,7 +48,7 @@ pub fn multiply_rates(isa: Isa, reps: usize) -> Option<MultiplyRates> {
     Some(MultiplyRates {
         f32: best(Kind::F32)?,
         int8: best(Kind::Int8)?,
-        bf16: best(Kind::Bf16),
+        int16: best(Kind::Int16)?,
     })
 }
 
@@ -67,8 +67,9 @@ fn run(isa: Isa, kind: Kind) -> Option<usize> {
             (Tier::Avx512, Kind::F32) => x86::f32_avx512(),
             (Tier::Avx512, Kind::Int8) if extras.vnni => x86::int8_avx512_vnni(),
             (Tier::Avx512, Kind::Int8) => x86::int8_avx512(),
-            (_, Kind::Bf16) if extras.bf16 => x86::bf16_avx512(),
-            (_, Kind::Bf16) => return None,
+            (Tier::Avx2, Kind::Int16) if extras.vnni => x86::int16_avx_vnni(),
+            (Tier::Avx512, Kind::Int16) if extras.vnni => x86::int16_avx512_vnni(),
+            (_, Kind::Int16) => x86::int16_avx2(),
         }
     };
     Some(lanes * CHAINS * STEPS)
@@ -163,19 +164,30 @@ mod x86 {
         |sum, a, b| _mm512_dpbusd_epi32(sum, a, b)
     );
 
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) fn bf16_avx512() -> usize {
-        let operand = _mm512_cvtne2ps_pbh(_mm512_set1_ps(0.5), _mm512_set1_ps(0.5));
-        let (a, b) = (black_box(operand), black_box(operand));
-        let mut sums = black_box([_mm512_setzero_ps(); CHAINS]);
-        for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, a, b);
-            }
-        }
-        black_box(sums);
-        32
-    }
+    rate_loop!(
+        int16_avx2,
+        "avx2",
+        16,
+        _mm256_setzero_si256(),
+        _mm256_set1_epi16(1),
+        |sum, a, b| _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_xor_si256(a, sum), b))
+    );
+    rate_loop!(
+        int16_avx_vnni,
+        "avx2,avxvnni",
+        16,
+        _mm256_setzero_si256(),
+        _mm256_set1_epi16(1),
+        |sum, a, b| _mm256_dpwssd_avx_epi32(sum, a, b)
+    );
+    rate_loop!(
+        int16_avx512_vnni,
+        "avx512f,avx512vnni",
+        32,
+        _mm512_setzero_si512(),
+        _mm512_set1_epi16(1),
+        |sum, a, b| _mm512_dpwssd_epi32(sum, a, b)
+    );
 }
 
 #[cfg(test)]
@@ -189,8 +201,7 @@ mod tests {
                 assert_eq!(isa.name(), "scalar");
                 continue;
             };
-            assert!(rates.f32 > 0.0 && rates.int8 > 0.0);
-            assert_eq!(rates.bf16.is_some(), isa.extras().bf16);
+            assert!(rates.f32 > 0.0 && rates.int8 > 0.0 && rates.int16 > 0.0);
         }
     }
 }

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use primal_kernels::{Bf16Panels, CrossEntropyScratch, Isa, VOCAB_TILE};
+use primal_kernels::{Int16Panels, CrossEntropyScratch, Isa, VOCAB_TILE};
 use primal_optim::{StepContext, Weight};
 
 use crate::block::{Attention, Block, BlockActivations, Workspace};
@@ -158,16 +158,16 @@ pub struct Activations {
 pub(crate) struct HeadScratch {
     pub(crate) compute: Compute,
     pub(crate) cross_entropy: CrossEntropyScratch,
-    /// (n of a micro-batch, C) and (…, tile), for the weight gradient in bf16.
-    pub(crate) x_pairs: Bf16Panels,
-    pub(crate) d_pairs: Bf16Panels,
+    /// (n of a micro-batch, C) and (…, tile), for the weight gradient in int16.
+    pub(crate) x_pairs: Int16Panels,
+    pub(crate) d_pairs: Int16Panels,
 }
 
 impl HeadScratch {
     fn sizes(shape: &ModelShape, plan: &PassPlan) -> (usize, usize, usize, bool) {
         let int8 = plan.compute.is_int8();
-        let pair_rows = match (int8, plan.training()) {
-            (true, true) => plan.piece_rows(shape),
+        let pair_rows = match plan.compute.gradient_units() {
+            Some(_) if plan.training() => plan.piece_rows(shape),
             _ => 0,
         };
         let rows = plan.sequences * shape.context;
@@ -179,16 +179,16 @@ impl HeadScratch {
         HeadScratch {
             compute: plan.compute,
             cross_entropy: CrossEntropyScratch::new(rows, shape.vocab, shape.width, int8),
-            x_pairs: Bf16Panels::new(pair_rows, shape.width),
-            d_pairs: Bf16Panels::new(pair_rows, tile),
+            x_pairs: Int16Panels::new(pair_rows, shape.width),
+            d_pairs: Int16Panels::new(pair_rows, tile),
         }
     }
 
     fn bytes(shape: &ModelShape, plan: &PassPlan) -> u64 {
         let (rows, pair_rows, tile, int8) = HeadScratch::sizes(shape, plan);
         CrossEntropyScratch::bytes(rows, shape.vocab, shape.width, int8)
-            + Bf16Panels::bytes(pair_rows, shape.width)
-            + Bf16Panels::bytes(pair_rows, tile)
+            + Int16Panels::bytes(pair_rows, shape.width)
+            + Int16Panels::bytes(pair_rows, tile)
     }
 
     fn allocated_bytes(&self) -> u64 {

@@ -5,7 +5,7 @@ mod model;
 use std::path::PathBuf;
 
 pub use model::{FeedForward, FloatPart, ModelConfig, NormKind, PositionKind, RopeScaling};
-use primal_kernels::{Bf16Panels, CacheKind, Isa};
+use primal_kernels::{CacheKind, Int16Panels};
 pub use primal_optim::{OptimConfig, Rule};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -129,12 +129,15 @@ pub struct TrainConfig {
 #[serde(rename_all = "kebab-case")]
 pub enum Compute {
     /// In int8: weights through the table, activations and gradients in int8 with a scale a
-    /// token, or a group of it where weights have groups; weight gradients in bf16 where the CPU multiplies it.
+    /// token, or a group of it where weights have groups; weight gradients in int16, with a scale
+    /// for each column of 128 tokens.
     #[default]
     Int8,
-    /// The same, and what the weight gradients multiply is rounded to int8 too, by blocks of 32
-    /// tokens and one column. An experiment: no faster, since bf16 holds those numbers exactly.
+    /// The same, and what the weight gradients multiply is rounded to the range of int8. An
+    /// experiment: no faster, since the kernel is that of int16.
     Int8Blocks,
+    /// As `int8`, with weight gradients in float32: what a GPU computes.
+    Int8FloatGradients,
     /// In float32.
     Float,
 }
@@ -145,20 +148,13 @@ impl Compute {
         self != Compute::Float
     }
 
-    /// Whether weight gradients of matrices on the grid are computed in bf16.
-    pub(crate) fn has_bf16_gradients(self, isa: Isa) -> bool {
+    /// The most units of what weight gradients of matrices on the grid multiply, where they are of
+    /// integers.
+    pub(crate) fn gradient_units(self) -> Option<i16> {
         match self {
-            Compute::Int8 => isa.extras().bf16,
-            Compute::Int8Blocks => true,
-            Compute::Float => false,
-        }
-    }
-
-    /// Lays out an operand of a weight gradient in bf16.
-    pub(crate) fn fill(self, isa: Isa, to: &mut Bf16Panels, x: &[f32], cols: usize) {
-        match self {
-            Compute::Int8Blocks => to.fill_int8(isa, x, cols),
-            Compute::Int8 | Compute::Float => to.fill(isa, x, cols),
+            Compute::Int8 => Some(Int16Panels::MAX),
+            Compute::Int8Blocks => Some(127),
+            Compute::Int8FloatGradients | Compute::Float => None,
         }
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! The order of every operation is that of the processor's model, so that votes and flips are the
 //! same ones. Products in int8 have the bits of the processor's; gradients of weights are float32,
-//! as on a processor that does not multiply bf16.
+//! as those of the processor with `train.compute = "int8-float-gradients"`.
 
 mod generate;
 mod layers;

@@ -438,19 +438,18 @@ impl HeadPiece<'_> {
             x_pairs,
             d_pairs,
         } = scratch;
-        let on_grid = head.quant().is_some();
-        let bf16 = on_grid && compute.has_bf16_gradients(isa);
-        if bf16 {
-            compute.fill(isa, x_pairs, self.x, c);
+        let units = compute.gradient_units().filter(|_| head.quant().is_some());
+        if let Some(units) = units {
+            x_pairs.fill(isa, self.x, c, units);
         }
         cross_entropy.start(isa, self.x, c);
         let mut finite = true;
         for tile in kernels::vocab_tiles(head.rows()) {
             let (out, dx) = (tile.len(), dx.as_deref_mut());
             let d_logits = self.tile(ctx, head, tile.clone(), dx, cross_entropy);
-            let gradient = if bf16 {
-                compute.fill(isa, d_pairs, d_logits, out);
-                WeightGradient::Bf16 {
+            let gradient = if let Some(units) = units {
+                d_pairs.fill(isa, d_logits, out, units);
+                WeightGradient::Int16 {
                     isa,
                     dy: d_pairs,
                     x: x_pairs,

@@ -185,7 +185,7 @@ impl Tolerance {
     fn of(compute: Compute) -> Tolerance {
         let (loss, gradient) = match compute {
             Compute::Float => (1e-5, 1e-4),
-            Compute::Int8 | Compute::Int8Blocks => (0.01, 0.2),
+            _ => (0.01, 0.2),
         };
         Tolerance { loss, gradient }
     }

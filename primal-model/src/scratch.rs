@@ -1,7 +1,7 @@
 //! Buffers that linear layers multiply in, and how they multiply: in int8 or in float.
 
 use primal_kernels as kernels;
-use primal_kernels::{Bf16Panels, Isa, QuantisedRows};
+use primal_kernels::{Int16Panels, Isa, QuantisedRows};
 use primal_optim::{TILE_ROWS, Weight};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -17,8 +17,8 @@ pub(crate) struct LinearScratch {
     /// (n, widest) activations or gradients in int8.
     quantised: QuantisedRows,
     /// (n, widest) each, for the weight gradient.
-    x_pairs: Bf16Panels,
-    dy_pairs: Bf16Panels,
+    x_pairs: Int16Panels,
+    dy_pairs: Int16Panels,
     /// Unfinished weight gradients of a block's matrices, in the order of its backward pass;
     /// empty where a micro-batch is not cut.
     sums: Vec<f32>,
@@ -51,7 +51,7 @@ impl Sizes {
                 (true, false) => (rows, widest_in),
                 (true, true) => (rows, widest),
             },
-            pairs: if int8 && training {
+            pairs: if training && compute.gradient_units().is_some() {
                 (rows, widest)
             } else {
                 (0, 0)
@@ -71,7 +71,7 @@ impl LinearScratch {
         cut: bool,
     ) -> Self {
         let sizes = Sizes::new(shape, rows, compute, training, cut);
-        let pairs = || Bf16Panels::new(sizes.pairs.0, sizes.pairs.1);
+        let pairs = || Int16Panels::new(sizes.pairs.0, sizes.pairs.1);
         LinearScratch {
             compute,
             decoded: vec![0.0; sizes.decoded],
@@ -94,7 +94,7 @@ impl LinearScratch {
         let sizes = Sizes::new(shape, rows, compute, training, cut);
         4 * (sizes.decoded + sizes.sums) as u64
             + QuantisedRows::bytes(sizes.quantised.0, sizes.quantised.1)
-            + 2 * Bf16Panels::bytes(sizes.pairs.0, sizes.pairs.1)
+            + 2 * Int16Panels::bytes(sizes.pairs.0, sizes.pairs.1)
     }
 
     pub(crate) fn allocated_bytes(&self) -> u64 {
@@ -170,11 +170,11 @@ impl LinearScratch {
             self.next_sum += out * input;
             &mut self.sums[start..self.next_sum]
         };
-        let on_grid = weight.quant().is_some();
-        let gradient = if on_grid && self.compute.has_bf16_gradients(isa) {
-            self.compute.fill(isa, &mut self.dy_pairs, dy, out);
-            self.compute.fill(isa, &mut self.x_pairs, x, input);
-            WeightGradient::Bf16 {
+        let units = self.compute.gradient_units();
+        let gradient = if let (Some(units), Some(_)) = (units, weight.quant()) {
+            self.dy_pairs.fill(isa, dy, out, units);
+            self.x_pairs.fill(isa, x, input, units);
+            WeightGradient::Int16 {
                 isa,
                 dy: &self.dy_pairs,
                 x: &self.x_pairs,
@@ -210,10 +210,10 @@ pub(crate) enum WeightGradient<'a> {
         out: usize,
         input: usize,
     },
-    Bf16 {
+    Int16 {
         isa: Isa,
-        dy: &'a Bf16Panels,
-        x: &'a Bf16Panels,
+        dy: &'a Int16Panels,
+        x: &'a Int16Panels,
     },
 }
 
@@ -225,8 +225,8 @@ impl WeightGradient<'_> {
                 let n = x.len() / input;
                 kernels::matmul_tn_tile(dy, x, n, out, input, rows, grad, accumulate);
             }
-            WeightGradient::Bf16 { isa, dy, x } => {
-                kernels::bf16_tn_tile(isa, dy, x, rows, grad, accumulate);
+            WeightGradient::Int16 { isa, dy, x } => {
+                kernels::int16_tn_tile(isa, dy, x, rows, grad, accumulate);
             }
         }
     }

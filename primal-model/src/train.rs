@@ -222,13 +222,6 @@ impl Trainer {
         })
     }
 
-    /// Computes on the processor with the instructions of `isa`, not with those that
-    /// [`Isa::from_env`] finds.
-    pub fn with_isa(mut self, isa: Isa) -> Self {
-        self.isa = isa;
-        self
-    }
-
     /// Spreads the micro-batches over ranks, of which this is one. All of them have the same
     /// configuration and see the same files; the first one writes.
     pub fn spread(mut self, exchange: Box<dyn Exchange>) -> Result<Self, ModelError> {

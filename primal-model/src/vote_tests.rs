@@ -112,9 +112,8 @@ fn rounded_weight_gradients_cast_nearly_the_same_votes() {
     for step in 0..40 {
         learner.step(isa, Compute::Int8, step, true);
     }
-    // Without bf16 the weight gradient is a float product; int8 products do not change.
-    let exact = learner.step(isa.plain(), Compute::Int8, 40, false);
-    assert_eq!(exact, learner.step(isa.plain(), Compute::Int8, 40, false));
+    let exact = learner.step(isa, Compute::Int8FloatGradients, 40, false);
+    assert_eq!(exact, learner.step(isa, Compute::Int8FloatGradients, 40, false));
     for (compute, least) in [(Compute::Int8, 0.9), (Compute::Int8Blocks, 0.8)] {
         let votes = learner.step(isa, compute, 40, false);
         let (equal, opposite) = agreement(&exact, &votes);

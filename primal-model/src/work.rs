@@ -13,8 +13,8 @@ use crate::shape::ModelShape;
 pub struct Work {
     /// Bytes into 32-bit sums.
     pub int8: f64,
-    /// bf16 into float32 sums.
-    pub bf16: f64,
+    /// Words of two bytes into 32-bit sums.
+    pub int16: f64,
     /// float32.
     pub f32: f64,
 }
@@ -29,7 +29,7 @@ impl Work {
         let head = 1.0 / tokens.max(1) as f64;
         Ok(Work {
             int8: parts.grid + head * parts.grid_head,
-            bf16: 0.0,
+            int16: 0.0,
             f32: parts.float + head * parts.float_head + parts.attention(tokens),
         })
     }
@@ -52,12 +52,17 @@ impl Work {
         Ok(match plan.compute {
             Compute::Int8 | Compute::Int8Blocks => Work {
                 int8: grid,
-                bf16: weights,
+                int16: weights,
                 f32: float + attention,
+            },
+            Compute::Int8FloatGradients => Work {
+                int8: grid,
+                int16: 0.0,
+                f32: weights + float + attention,
             },
             Compute::Float => Work {
                 int8: 0.0,
-                bf16: 0.0,
+                int16: 0.0,
                 f32: grid + weights + float + attention,
             },
         })
@@ -65,8 +70,7 @@ impl Work {
 
     /// The least time of a token at those rates.
     pub fn seconds(&self, rates: &MultiplyRates) -> f64 {
-        let bf16 = rates.bf16.unwrap_or(rates.f32);
-        self.int8 / rates.int8 + self.bf16 / bf16 + self.f32 / rates.f32
+        self.int8 / rates.int8 + self.int16 / rates.int16 + self.f32 / rates.f32
     }
 }
 
@@ -134,25 +138,25 @@ mod tests {
         let work = Work::of_training(&config, 50_257).unwrap();
         let (blocks, head) = (13.0 * 12.0 * 768.0 * 768.0, 50_257.0 * 768.0);
         assert_eq!(work.int8, 3.0 * (blocks + head));
-        assert_eq!(work.bf16, blocks + head);
+        assert_eq!(work.int16, blocks + head);
         assert_eq!(work.f32, 4.5 * 13.0 * 768.0 * 513.0);
 
         let rates = MultiplyRates {
             f32: 1.0,
             int8: 4.0,
-            bf16: None,
+            int16: 2.0,
         };
-        assert_eq!(work.seconds(&rates), work.int8 / 4.0 + work.bf16 + work.f32);
+        assert_eq!(work.seconds(&rates), work.int8 / 4.0 + work.int16 / 2.0 + work.f32);
 
         config.model.float_parts = vec![FloatPart::Attention, FloatPart::Embeddings];
         let work = Work::of_training(&config, 50_257).unwrap();
         let mlp = blocks * 8.0 / 12.0;
-        assert_eq!((work.int8, work.bf16), (3.0 * mlp, mlp));
+        assert_eq!((work.int8, work.int16), (3.0 * mlp, mlp));
 
         config.train.compute = Compute::Float;
         config.train.recompute = 0;
         let work = Work::of_training(&config, 50_257).unwrap();
-        assert_eq!((work.int8, work.bf16), (0.0, 0.0));
+        assert_eq!((work.int8, work.int16), (0.0, 0.0));
         let attention = 3.5 * 13.0 * 768.0 * 513.0;
         assert_eq!(work.f32, 3.0 * blocks + 4.0 * head + attention);
     }

@@ -11,20 +11,18 @@ use std::sync::PoisonError;
 
 use common::{DEVICE, config};
 use cuda_standin::Injection;
-use primal_kernels::Isa;
 use primal_lut::{QuantMatrix, TensorFile};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::Config;
 use primal_model::train::{Event, Summary, Trainer};
 
-/// Trains to the end; the processor without bf16, which a GPU's gradients of weights have not.
+/// Trains to the end.
 fn finish(config: Config) -> Summary {
     run(Trainer::new(config).unwrap())
 }
 
 fn run(trainer: Trainer) -> Summary {
     trainer
-        .with_isa(Isa::from_env().unwrap().plain())
         .run(&mut |_| ControlFlow::Continue(()))
         .unwrap()
 }

@@ -196,6 +196,7 @@ unsafe fn multiply_panel(
 ) {
     let width = PANEL_COLS.min(output.cols - first_col);
     let group_quads = source.group.div_ceil(4);
+    let mut sums = [[0; PANEL_COLS]; TOKENS];
     for first in tokens.clone().step_by(TOKENS) {
         let count = TOKENS.min(tokens.end - first);
         let rows: [&[i8]; TOKENS] = std::array::from_fn(|t| x.row(first + t.min(count - 1)));
@@ -204,7 +205,6 @@ unsafe fn multiply_panel(
         for (group, (quads, scales)) in groups.enumerate() {
             let start = group * group_quads;
             let values = rows.map(|row| &row.as_chunks::<4>().0[start..start + quads.len()]);
-            let mut sums = [[0; PANEL_COLS]; TOKENS];
             panel_sums(isa, quads, &values, count, &mut sums);
             for t in 0..count {
                 let offset = 128 * x.sums(first + t)[group];
