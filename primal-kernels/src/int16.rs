@@ -29,6 +29,9 @@ const DEPTH: usize = BLOCK_ROWS / 2;
 /// Rows of dW whose sums are in registers beside 64 columns.
 const ROWS: usize = 6;
 
+/// Vectors of a panel.
+const VECTORS: usize = PANEL_COLS / LANES;
+
 /// A pair of tokens × 64 columns: the earlier token in the low half.
 type Pairs = [u32; PANEL_COLS];
 
@@ -153,42 +156,59 @@ fn round_block<L: Lanes>(
     pairs: &mut [Pairs],
     steps: &mut Steps,
 ) {
+    // Bits of magnitudes are ordered as their numbers, with infinities and NaN above.
     let magnitude = lanes.splat_i(i32::MAX);
-    let (upper, lower) = (lanes.splat(max), lanes.splat(-max));
-    for (v, steps) in steps.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let start = (part.start + v * LANES).min(part.end);
-        let columns = start..(start + LANES).min(part.end);
-        // Bits of magnitudes are ordered as their numbers, with infinities and NaN above.
-        let mut largest = lanes.splat_i(0);
-        for row in x.chunks_exact(cols) {
-            let bits = lanes.to_bits(lanes.load_tail(&row[columns.clone()]));
-            largest = lanes.max_i(largest, lanes.and(bits, magnitude));
+    let mut largest = [lanes.splat_i(0); VECTORS];
+    for row in x.chunks_exact(cols) {
+        let row = &row[part.clone()];
+        for (v, largest) in largest.iter_mut().enumerate() {
+            let bits = lanes.to_bits(vector(lanes, row, v));
+            *largest = lanes.max_i(*largest, lanes.and(bits, magnitude));
         }
-        let mut bits = [0; LANES];
+    }
+    let mut units = [lanes.zero(); VECTORS];
+    let vectors = steps.as_chunks_mut::<LANES>().0.iter_mut();
+    for ((steps, units), largest) in vectors.zip(&mut units).zip(largest) {
+        let (mut bits, mut inverses) = ([0; LANES], [0.0; LANES]);
         lanes.store_i(largest, &mut bits);
-        let mut units = [0.0; LANES];
-        for ((step, units), bits) in steps.iter_mut().zip(&mut units).zip(bits) {
+        for ((step, inverse), bits) in steps.iter_mut().zip(&mut inverses).zip(bits) {
             let largest = f32::from_bits(bits.cast_unsigned());
             *step = if largest.is_finite() {
                 power_of_two_from(largest / max)
             } else {
                 f32::NAN
             };
-            *units = 1.0 / *step;
+            *inverse = 1.0 / *step;
         }
-        let units = lanes.load(&units);
-        for (rows, pairs) in x.chunks(2 * cols).zip(&mut *pairs) {
-            let mut joined = lanes.splat_i(0);
-            // The later row first: it goes up by sixteen bits.
-            for row in rows.chunks_exact(cols).rev() {
-                let x = lanes.mul(lanes.load_tail(&row[columns.clone()]), units);
-                // What is not a number becomes one; its step is none.
-                let x = lanes.round(lanes.max(lanes.min(x, upper), lower));
-                joined = lanes.or(lanes.shl(joined, 16), lanes.and(x, lanes.splat_i(0xffff)));
-            }
-            let vectors = pairs.as_chunks_mut::<LANES>().0;
-            lanes.store_i(joined, bytemuck::cast_mut(&mut vectors[v]));
+        *units = lanes.load(&inverses);
+    }
+    let (upper, lower) = (lanes.splat(max), lanes.splat(-max));
+    let low_half = lanes.splat_i(0xffff);
+    for (rows, pairs) in x.chunks(2 * cols).zip(pairs) {
+        let (earlier, later) = rows.split_at(cols);
+        let earlier = &earlier[part.clone()];
+        let later = later.get(part.clone()).unwrap_or(&[]);
+        let vectors = pairs.as_chunks_mut::<LANES>().0.iter_mut();
+        for (v, (pairs, units)) in vectors.zip(units).enumerate() {
+            // What is not a number becomes one; its step is none.
+            let x = lanes.mul(vector(lanes, earlier, v), units);
+            let x = lanes.round(lanes.max(lanes.min(x, upper), lower));
+            let y = lanes.mul(vector(lanes, later, v), units);
+            let y = lanes.round(lanes.max(lanes.min(y, upper), lower));
+            let joined = lanes.or(lanes.and(x, low_half), lanes.shl(y, 16));
+            lanes.store_i(joined, bytemuck::cast_mut(pairs));
         }
+    }
+}
+
+/// Vector `v` of a row of up to 64 columns; zero past its end.
+#[inline(always)]
+fn vector<L: Lanes>(lanes: L, row: &[f32], v: usize) -> L::F {
+    let (whole, tail) = row.as_chunks::<LANES>();
+    match whole.get(v) {
+        Some(x) => lanes.load(x),
+        None if v == whole.len() => lanes.load_tail(tail),
+        None => lanes.zero(),
     }
 }
 
@@ -299,15 +319,22 @@ fn fold<L: Lanes>(
         let dy_step = lanes.splat(*dy_step);
         let vectors = sums.as_chunks::<LANES>().0.iter();
         let vectors = vectors.zip(x_steps.as_chunks::<LANES>().0);
-        for (out, (sums, x_steps)) in out[..tile.width].chunks_mut(LANES).zip(vectors) {
+        for (v, (sums, x_steps)) in vectors.enumerate() {
             let sum = lanes.mul(lanes.convert(lanes.load_i(sums)), dy_step);
             let sum = lanes.mul(sum, lanes.load(x_steps));
+            let out = &mut out[..tile.width];
             let before = if tile.accumulate {
-                lanes.load_tail(out)
+                vector(lanes, out, v)
             } else {
                 lanes.zero()
             };
-            lanes.store_tail(lanes.add(before, sum), out);
+            let sum = lanes.add(before, sum);
+            let (whole, tail) = out.as_chunks_mut::<LANES>();
+            if v < whole.len() {
+                lanes.store(sum, &mut whole[v]);
+            } else if v == whole.len() {
+                lanes.store_tail(sum, tail);
+            }
         }
     }
 }
