@@ -322,22 +322,22 @@ DEVICE void backward_keys(const float* __restrict__ qkv, const float* __restrict
 }
 
 // A cache of keys (KV, S / 64, D, 64) and values (KV, S, W) in f16, S tokens rounded up to 64 and W = D
-// rounded up to 16: the CPU's KvCache. The newest of its `time` tokens is the last.
+// rounded up to 16: the CPU's KvCache. Of n new tokens, blocks y of the grid, the first is the last of `time`.
 
-// Stores the newest token's keys and values, which follow its queries in qkv ((H + 2 KV) D).
+// Stores the new tokens' keys and values, which follow their queries in qkv (n, (H + 2 KV) D).
 KERNEL __launch_bounds__(256)
     store_token(const float* __restrict__ qkv, u16* keys, u16* values, Attention a, int stored) {
     int i = blockIdx.x * blockDim.x + threadIdx.x, dim = a.head_dim, width = a.kv_heads * dim;
     if (i >= width) return;
-    int token = a.time - 1, d = i % dim, padded = (dim + LANES - 1) / LANES * LANES;
+    int token = a.time - 1 + blockIdx.y, d = i % dim, padded = (dim + LANES - 1) / LANES * LANES;
     size_t slot = (size_t)(i / dim) * stored + token;
     size_t tile = slot / ATTENTION_TILE * ATTENTION_TILE;
-    qkv += a.heads * dim;
+    qkv += blockIdx.y * (a.heads * dim + 2 * width) + a.heads * dim;
     keys[tile * dim + d * ATTENTION_TILE + token % ATTENTION_TILE] = to_half(qkv[i]);
     values[slot * padded + d] = to_half(qkv[width + i]);
 }
 
-// Attention of the newest token's queries over the cache: a block a head. A thread has one token of
+// Attention of the new tokens' queries over the cache, each up to itself: a block a head. A thread has one token of
 // a tile, then up to two columns of the sum of values; sums run in the order of attention/cached.rs.
 KERNEL __launch_bounds__(ATTENTION_TILE)
     attention_cached(const float* __restrict__ qkv, const u16* __restrict__ keys,
@@ -345,14 +345,16 @@ KERNEL __launch_bounds__(ATTENTION_TILE)
     __shared__ float query[128];
     __shared__ float p[ATTENTION_TILE];
     int head = blockIdx.x, own = threadIdx.x, lane = lane_of_row(), dim = a.head_dim;
-    int padded = (dim + LANES - 1) / LANES * LANES;
+    int padded = (dim + LANES - 1) / LANES * LANES, time = a.time + blockIdx.y;
+    qkv += blockIdx.y * (a.heads + 2 * a.kv_heads) * dim;
+    out += blockIdx.y * a.heads * dim;
     size_t first_slot = (size_t)kv_head_of(a, head) * stored;
     keys += first_slot * dim + own;
     values += first_slot * padded + own;
     for (int d = own; d < dim; d += ATTENTION_TILE) query[d] = qkv[head * dim + d];
     float largest = -INFINITE, total = 0.0f, column[2] = {0.0f, 0.0f};
-    for (int start = 0; start < a.time; start += ATTENTION_TILE) {
-        int count = min(ATTENTION_TILE, a.time - start);
+    for (int start = 0; start < time; start += ATTENTION_TILE) {
+        int count = min(ATTENTION_TILE, time - start);
         __syncthreads();
         float score = 0.0f;
         const u16* key = keys + (size_t)start * dim;

@@ -18,6 +18,12 @@ pub(crate) const GRADIENT_ROWS: usize = VOCAB_TILE;
 /// Columns of the smallest group of weights that tokens are multiplied with in int8.
 const SMALLEST_GROUP: usize = 32;
 
+/// The most tokens of a prompt that are read at a time: rows of a tile of a product.
+const CHUNK_ROWS: usize = 64;
+
+/// Bytes of the buffers of those tokens, if more than one.
+const CHUNK_BYTES: u64 = 900 << 10;
+
 /// Elements whose squares are added up in f32.
 const SQUARES_BLOCK: usize = 4096;
 
@@ -112,13 +118,6 @@ impl Ledger {
             };
             weights += code_bytes(grid, rows, cols) + 4 * rows * groups;
         }
-        let buffers = 2 * shape.width
-            + shape.qkv_width()
-            + shape.attention_width()
-            + shape.up_width()
-            + shape.ff_width
-            + shape.vocab
-            + 3;
         let mut ledger = Ledger::empty(0, 0);
         ledger.row("weights", weights);
         ledger.row("norms and biases", 4 * vector_weights(shape));
@@ -128,11 +127,8 @@ impl Ledger {
             Generator::cache_bytes(shape, CacheKind::F16),
         );
         ledger.row(
-            "buffers of a token",
-            4 * buffers as u64 + {
-                let (cols, groups) = widest_token(shape);
-                quantised_bytes(1, cols, groups)
-            },
+            "buffers of tokens",
+            chunk_rows(shape) as u64 * token_bytes(shape) + 4 * shape.vocab as u64,
         );
         ledger
     }
@@ -144,6 +140,24 @@ fn code_bytes(grid: &Grid, rows: u64, cols: u64) -> u64 {
     let high = if grid.is_wide() { cols.div_ceil(8) } else { 0 };
     let integers = Int8Grid::new(grid).map_or(0, |_| 32);
     rows * (cols.div_ceil(2) + high) + 32 * 4 + integers
+}
+
+/// Tokens of a prompt that a GPU reads at a time: as many as its buffers have room for, so that
+/// they weigh little beside any model.
+pub(crate) fn chunk_rows(shape: &ModelShape) -> usize {
+    ((CHUNK_BYTES / token_bytes(shape)) as usize).clamp(1, CHUNK_ROWS)
+}
+
+/// Bytes of the buffers of a token that is read.
+fn token_bytes(shape: &ModelShape) -> u64 {
+    let floats = 2 * shape.width
+        + shape.qkv_width()
+        + shape.attention_width()
+        + shape.up_width()
+        + shape.ff_width
+        + 3;
+    let (cols, groups) = widest_token(shape);
+    4 * floats as u64 + quantised_bytes(1, cols, groups)
 }
 
 /// Most columns of a token in int8, and most groups of them.

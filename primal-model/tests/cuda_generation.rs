@@ -113,19 +113,20 @@ fn a_llama_writes_the_processors_text() {
 #[test]
 fn scales_by_group_and_matrices_that_are_float() {
     same_bits(&["model.group=32", "model.ff_width=100"]);
-    nearly_the_same(&["model.float_parts=attention"], Compute::Int8);
+    // A last bit of a float product decides how an activation rounds to int8.
+    nearly_the_same(&["model.float_parts=attention"], Compute::Int8, 4e-3);
 }
 
 #[test]
 fn products_in_float_are_near_the_processors() {
-    nearly_the_same(&[], Compute::Float);
+    nearly_the_same(&[], Compute::Float, 1e-3);
 }
 
-fn nearly_the_same(changes: &[&str], compute: Compute) {
+fn nearly_the_same(changes: &[&str], compute: Compute, tolerance: f32) {
     let [want, got] = on_both(changes, compute);
     assert_eq!(got.0, want.0);
     for (got, want) in got.1.iter().flatten().zip(want.1.iter().flatten()) {
-        assert!((got - want).abs() < 1e-3, "{got} and {want}");
+        assert!((got - want).abs() < tolerance, "{got} and {want}");
     }
 }
 

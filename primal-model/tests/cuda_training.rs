@@ -21,7 +21,7 @@ fn finish(config: Config) -> Summary {
     run(Trainer::new(config).unwrap())
 }
 
-fn run(trainer: Trainer) -> Summary {
+fn run(mut trainer: Trainer) -> Summary {
     trainer
         .run(&mut |_| ControlFlow::Continue(()))
         .unwrap()

@@ -1,4 +1,4 @@
-//! Tiled causal attention, forward, backward and for one new token.
+//! Tiled causal attention, forward, backward and for new tokens over a cache.
 
 use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for, blocks_for_rows, launch};
@@ -210,39 +210,40 @@ impl KvCache {
         })
     }
 
-    /// Stores keys and values of the token at `position`, and attends to them and all before:
-    /// `qkv` is its row ((H + 2·KV)·D), turned already, `out` (H·D) for H = `heads`. The bits of
-    /// the CPU's `attention_cached`.
+    /// Stores keys and values of n tokens from position `first` on, each of which attends to
+    /// itself and all before: `qkv` (n, (H + 2·KV)·D), turned already, `out` (n, H·D) for H =
+    /// `heads`. The bits of the CPU's `attention_cached`.
     ///
     /// # Panics
-    /// If the token does not fit or a length does not match.
+    /// If the tokens do not fit or a length does not match.
     pub fn attend(
         &self,
         heads: usize,
-        position: usize,
+        first: usize,
         qkv: View<'_, f32>,
         out: View<'_, f32>,
     ) -> Result<(), CudaError> {
+        let n = out.len() / (heads * self.head_dim);
         assert!(
-            position < self.tokens,
-            "token {position} of {}",
+            first + n <= self.tokens,
+            "{n} tokens from {first} on of {}",
             self.tokens
         );
         let shape = AttentionShape {
             batch: 1,
-            time: position + 1,
+            time: first + 1,
             heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             causal: true,
         };
-        let qkv_at = qkv.of(shape.qkv_width(), "qkv is ((H + 2 KV) D)");
+        let qkv_at = qkv.of(n * shape.qkv_width(), "qkv is (n, (H + 2 KV) D)");
         let (keys, values) = (self.keys.view(..).address, self.values.view(..).address);
         let stored = self.tokens.next_multiple_of(TILE) as i32;
         launch!(
             out.device,
             "store_token",
-            blocks_for(self.kv_heads * self.head_dim),
+            [blocks_for(self.kv_heads * self.head_dim)[0], n, 1],
             THREADS,
             qkv_at,
             keys,
@@ -253,12 +254,12 @@ impl KvCache {
         launch!(
             out.device,
             "attention_cached",
-            [heads, 1, 1],
+            [heads, n, 1],
             TILE as u32,
             qkv_at,
             keys,
             values,
-            out.of(shape.width(), "out is (H D)"),
+            out.of(n * shape.width(), "out is (n, H D)"),
             raw(&shape),
             stored,
         )

@@ -1,7 +1,7 @@
 //! Memory of a GPU, and pinned memory of the host that copies to it without a detour.
 
 use std::marker::PhantomData;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 
 use bytemuck::{NoUninit, Pod};
 use cudarc::driver::{result, sys};
@@ -224,6 +224,23 @@ impl<T> View<'_, T> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Some of the elements.
+    ///
+    /// # Panics
+    /// If they are not within.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "elements {range:?} of {}",
+            self.len
+        );
+        View {
+            address: self.address + (range.start * size_of::<T>()) as u64,
+            len: range.len(),
+            ..*self
+        }
     }
 
     /// The address for a kernel that uses exactly `count` elements; `what` is for the panic of a

@@ -125,6 +125,14 @@ impl QuantisedRows {
         self.of(rows, cols, cols)
     }
 
+    /// Some rows of the last [`QuantisedRows::quantise_for`], which was for `w`.
+    ///
+    /// # Panics
+    /// If there is no room for so many.
+    pub fn rows_for(&self, rows: Range<usize>, w: &DeviceWeights) -> Quantised<'_> {
+        self.of(rows, w.cols(), w.group())
+    }
+
     fn of(&self, rows: Range<usize>, cols: usize, group: usize) -> Quantised<'_> {
         let (stride, groups) = (stride(cols), cols.div_ceil(group));
         Quantised {

@@ -1,8 +1,8 @@
-//! Reading tokens on a GPU, where the whole model and its cache of keys and values lie: up goes a
-//! token, down come, when they are wanted, the logits of what follows it.
+//! Reading tokens on a GPU, where the whole model and its cache of keys and values lie: up go
+//! tokens, down come, when they are wanted, the logits of what follows the last.
 //!
-//! Tokens go through one at a time, a prompt too. Where every matrix is on a grid the logits have
-//! the bits of the processor's.
+//! A prompt goes through in chunks of [`chunk_rows`] tokens, each of which reads a matrix with a
+//! scale a row once. Where every matrix is on a grid the logits have the bits of the processor's.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use super::layers::{Angles, NormAt, upload_angles};
 use crate::block::Block;
 use crate::build::{Source, Stored, build};
 use crate::config::{Compute, Config, FeedForward, FloatPart};
-use crate::device_ledger::widest_token;
+use crate::device_ledger::{chunk_rows, widest_token};
 use crate::error::ModelError;
 use crate::generate::Reader;
 use crate::layers::Linear;
@@ -169,16 +169,17 @@ pub(crate) struct CudaReader<'m> {
     model: &'m CudaInferenceModel,
     /// One a block.
     caches: Vec<KvCache>,
-    token: Buffer<u32>,
-    /// (C), the residual stream.
+    /// (n), as all buffers for the tokens of a chunk.
+    tokens: Buffer<u32>,
+    /// (n, C), the residual stream.
     stream: Buffer<f32>,
-    /// (C), what a norm gives to a layer and what the layer adds to the stream.
+    /// (n, C), what a norm gives to a layer and what the layer adds to the stream.
     normed: Buffer<f32>,
     qkv: Buffer<f32>,
     attention: Buffer<f32>,
     up: Buffer<f32>,
     hidden: Buffer<f32>,
-    /// Mean and reciprocal standard deviation of the newest norm.
+    /// (2, n), means and reciprocal standard deviations of the newest norm.
     stats: Buffer<f32>,
     quantised: cuda::QuantisedRows,
     /// (V).
@@ -188,12 +189,13 @@ pub(crate) struct CudaReader<'m> {
 impl<'m> CudaReader<'m> {
     pub(crate) fn new(model: &'m CudaInferenceModel) -> Result<Self, ModelError> {
         let (device, shape) = (&model.device, &model.shape);
-        let floats = |len: usize| Buffer::zeros(device, len, "buffers of a token");
+        let rows = chunk_rows(shape);
+        let floats = |len: usize| Buffer::zeros(device, rows * len, "buffers of tokens");
         let cache = |_| KvCache::new(device, shape.n_kv_head, shape.head_dim, shape.context);
         Ok(CudaReader {
             model,
             caches: (0..shape.n_layer).map(cache).collect::<Result<_, _>>()?,
-            token: Buffer::zeros(device, 1, "a token")?,
+            tokens: Buffer::zeros(device, rows, "tokens")?,
             stream: floats(shape.width)?,
             normed: floats(shape.width)?,
             qkv: floats(shape.qkv_width())?,
@@ -203,40 +205,43 @@ impl<'m> CudaReader<'m> {
             stats: floats(2)?,
             quantised: {
                 let (cols, groups) = widest_token(shape);
-                cuda::QuantisedRows::new(device, 1, cols, groups)?
+                cuda::QuantisedRows::new(device, rows, cols, groups)?
             },
-            logits: floats(shape.vocab)?,
+            logits: Buffer::zeros(device, shape.vocab, "logits")?,
         })
     }
 
-    /// Takes the token at `position` through all blocks.
-    fn read_token(&mut self, position: usize, token: u32) -> Result<(), CudaError> {
-        let (model, shape) = (self.model, &self.model.shape);
-        self.token.upload(&[token])?;
-        let (stream, normed) = (self.stream.view(..), self.normed.view(..));
-        let (qkv, attention) = (self.qkv.view(..), self.attention.view(..));
-        let (up, hidden) = (self.up.view(..), self.hidden.view(..));
+    /// Takes a chunk of tokens from position `first` on through all blocks.
+    fn read_chunk(&mut self, first: usize, tokens: &[u32]) -> Result<(), CudaError> {
+        let (model, shape, n) = (self.model, &self.model.shape, tokens.len());
+        self.tokens.upload(tokens)?;
+        let stream = self.stream.view(..n * shape.width);
+        let normed = self.normed.view(..n * shape.width);
+        let qkv = self.qkv.view(..n * shape.qkv_width());
+        let attention = self.attention.view(..n * shape.attention_width());
+        let up = self.up.view(..n * shape.up_width());
+        let hidden = self.hidden.view(..n * shape.ff_width);
         cuda::embed(
             &model.tok_embedding,
             model.pos_embedding.as_ref(),
-            self.token.view(..),
+            self.tokens.view(..n),
             shape.context,
-            position,
+            first,
             stream,
         )?;
         for (block, cache) in model.blocks.iter().zip(&self.caches) {
-            self.normalise(&block.norm1)?;
+            self.normalise(&block.norm1, stream, normed)?;
             self.linear(&block.qkv, normed, qkv)?;
             if let Some((cos, sin)) = &model.angles {
                 let heads = (shape.n_head + shape.n_kv_head, shape.head_dim);
                 let angles = (cos.view(..), sin.view(..));
-                cuda::rotate(qkv, shape.qkv_width(), heads, angles, position, false)?;
+                cuda::rotate(qkv, shape.qkv_width(), heads, angles, first, false)?;
             }
-            cache.attend(shape.n_head, position, qkv, attention)?;
+            cache.attend(shape.n_head, first, qkv, attention)?;
             self.linear(&block.attention_out, attention, normed)?;
             cuda::add(normed, stream)?;
 
-            self.normalise(&block.norm2)?;
+            self.normalise(&block.norm2, stream, normed)?;
             self.linear(&block.up, normed, up)?;
             match shape.feed_forward {
                 FeedForward::Gelu => cuda::gelu(up, hidden)?,
@@ -248,16 +253,23 @@ impl<'m> CudaReader<'m> {
         Ok(())
     }
 
-    /// `normed` = norm of the residual stream.
-    fn normalise(&self, norm: &NormAt) -> Result<(), CudaError> {
+    /// `to` = norm of the rows of `from`.
+    fn normalise(
+        &self,
+        norm: &NormAt,
+        from: View<'_, f32>,
+        to: View<'_, f32>,
+    ) -> Result<(), CudaError> {
+        let width = self.model.shape.width;
+        let n = from.len() / width;
         cuda::norm_forward(
-            norm.sizes(1, self.model.shape.width),
-            self.stream.view(..),
+            norm.sizes(n, width),
+            from,
             self.model.vector(&norm.weight),
             norm.bias.as_ref().map(|bias| self.model.vector(bias)),
-            self.normed.view(..),
-            self.stats.view(..1),
-            self.stats.view(1..),
+            to,
+            self.stats.view(..n),
+            self.stats.view(n..2 * n),
         )
     }
 
@@ -274,18 +286,27 @@ impl<'m> CudaReader<'m> {
         }
     }
 
-    /// y = W x, in integers where the processor does so.
+    /// y (n, rows) = x (n, cols) Wᵀ, in integers where the processor does so.
     fn multiply(
         &self,
         weights: &DeviceWeights,
         x: View<'_, f32>,
         y: View<'_, f32>,
     ) -> Result<(), CudaError> {
+        let (rows, cols) = (weights.rows(), weights.cols());
+        let n = x.len() / cols;
+        let y_of = |t: usize| y.part(t * rows..(t + 1) * rows);
         if self.model.compute == Compute::Float || !weights.has_int8_matvec() {
-            return cuda::matvec(weights, x, y);
+            return (0..n)
+                .try_for_each(|t| cuda::matvec(weights, x.part(t * cols..(t + 1) * cols), y_of(t)));
         }
         let x = self.quantised.quantise_for(x, weights)?;
-        cuda::int8_matvec(x, weights, y)
+        if n > 1 && weights.has_row_scales() {
+            return cuda::int8_matmul_nt(x, weights, 0..rows, y, false);
+        }
+        (0..n).try_for_each(|t| {
+            cuda::int8_matvec(self.quantised.rows_for(t..t + 1, weights), weights, y_of(t))
+        })
     }
 }
 
@@ -296,14 +317,19 @@ impl Reader for CudaReader<'_> {
         tokens: &[u32],
         logits: Option<&mut [f32]>,
     ) -> Result<(), ModelError> {
-        for (position, &token) in (first..).zip(tokens) {
-            self.read_token(position, token)?;
+        let (model, width) = (self.model, self.model.shape.width);
+        let (mut first, mut last) = (first, 0);
+        for chunk in tokens.chunks(chunk_rows(&model.shape)) {
+            self.read_chunk(first, chunk)?;
+            first += chunk.len();
+            last = chunk.len() - 1;
         }
         if let Some(logits) = logits {
-            let model = self.model;
-            self.normalise(&model.norm)?;
+            let newest = self.stream.view(last * width..(last + 1) * width);
+            let normed = self.normed.view(..width);
+            self.normalise(&model.norm, newest, normed)?;
             let head = model.head.as_ref().unwrap_or(&model.tok_embedding);
-            self.multiply(head, self.normed.view(..), self.logits.view(..))?;
+            self.multiply(head, normed, self.logits.view(..))?;
             self.logits.download(logits)?;
         }
         Ok(())
