@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use primal_kernels::{
-    Int16Panels, HugeArena, Isa, PackedWeights, QuantisedRows, int16_tn_tile, int8_matmul_nn,
-    int8_matmul_nt, int8_matvec,
+    HugeArena, Int16Panels, Isa, PackedWeights, QuantisedRows, int8_matmul_nn, int8_matmul_nt,
+    int8_matvec, int16_tn_tile,
 };
 
 use crate::workload::{Size, Units, Workload, made_up_matrix, made_up_numbers};

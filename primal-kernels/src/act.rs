@@ -10,7 +10,7 @@ const CHUNK: usize = 16 * 1024;
 
 /// Columns of a task that sums over rows: tasks take columns, so that no partial sums of whole
 /// rows are stored.
-pub(crate) const CHUNK_COLUMNS: usize = 128;
+pub(crate) const CHUNK_COLUMNS: usize = 64;
 
 /// Rows that a column sum adds up before adding to the total, for the sake of precision.
 pub(crate) const BLOCK_ROWS: usize = 64;

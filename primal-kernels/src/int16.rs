@@ -38,8 +38,8 @@ type Pairs = [u32; PANEL_COLS];
 /// What a unit is worth in the columns of a panel.
 type Steps = [f32; PANEL_COLS];
 
-/// A (rows, cols) matrix in int16 for sums over its rows: (cols / 64, rows / 2, 64) pairs and
-/// (cols / 64, rows / 128, 64) steps. Missing rows and columns are zero.
+/// A (rows, cols) matrix in int16 for sums over its rows: (rows / 128, cols / 64, 64, 64) pairs and
+/// (rows / 128, cols / 64, 64) steps. Missing rows and columns are zero.
 #[derive(Debug, Clone)]
 pub struct Int16Panels {
     pairs: Vec<Pairs>,
@@ -101,39 +101,38 @@ impl Int16Panels {
         if rows == 0 {
             return;
         }
+        let panels = cols.div_ceil(PANEL_COLS);
         self.pairs[..pairs]
-            .par_chunks_mut(rows.div_ceil(2))
-            .zip(self.steps[..steps].par_chunks_mut(rows.div_ceil(BLOCK_ROWS)))
-            .enumerate()
-            .for_each(|(panel, (pairs, steps))| {
-                let first = panel * PANEL_COLS;
-                let part = first..(first + PANEL_COLS).min(cols);
-                let blocks = x.chunks(BLOCK_ROWS * cols).zip(pairs.chunks_mut(DEPTH));
-                for ((x, pairs), steps) in blocks.zip(steps) {
-                    dispatch!(
-                        isa,
-                        round_block(x, cols, part.clone(), f32::from(max), pairs, steps)
-                    );
-                }
+            .par_chunks_mut(panels * DEPTH)
+            .zip(self.steps[..steps].par_chunks_mut(panels))
+            .zip(x.par_chunks(BLOCK_ROWS * cols))
+            .for_each(|((pairs, steps), x)| {
+                let depth = pairs.len() / panels;
+                pairs.par_chunks_mut(depth).zip(steps).enumerate().for_each(
+                    |(panel, (pairs, steps))| {
+                        let first = panel * PANEL_COLS;
+                        let part = first..(first + PANEL_COLS).min(cols);
+                        dispatch!(
+                            isa,
+                            round_block(x, cols, part, f32::from(max), pairs, steps)
+                        );
+                    },
+                );
             });
     }
 
-    /// The blocks of a panel, in order.
-    fn panel(&self, panel: usize) -> impl Iterator<Item = PanelBlock<'_>> {
-        let (pairs, steps) = (self.rows.div_ceil(2), self.rows.div_ceil(BLOCK_ROWS));
-        let pairs = &self.pairs[panel * pairs..(panel + 1) * pairs];
-        let steps = &self.steps[panel * steps..(panel + 1) * steps];
-        let blocks = pairs.chunks(DEPTH).zip(steps);
-        blocks.map(|(pairs, steps)| PanelBlock { pairs, steps })
+    fn blocks(&self) -> usize {
+        self.rows.div_ceil(BLOCK_ROWS)
     }
 
+    /// Block `block` of a panel.
     fn block(&self, panel: usize, block: usize) -> PanelBlock<'_> {
-        let pairs = self.rows.div_ceil(2);
-        let start = panel * pairs + block * DEPTH;
-        let end = (start + DEPTH).min((panel + 1) * pairs);
+        let panels = self.cols.div_ceil(PANEL_COLS);
+        let depth = DEPTH.min(self.rows.div_ceil(2) - block * DEPTH);
+        let start = block * panels * DEPTH + panel * depth;
         PanelBlock {
-            pairs: &self.pairs[start..end],
-            steps: &self.steps[panel * self.rows.div_ceil(BLOCK_ROWS) + block],
+            pairs: &self.pairs[start..start + depth],
+            steps: &self.steps[block * panels + panel],
         }
     }
 }
@@ -245,7 +244,8 @@ pub fn int16_tn_tile(
     }
     let first = rows.start / PANEL_COLS;
     for (i, out) in out.chunks_mut(PANEL_COLS * k).enumerate() {
-        for (block, dy) in dy.panel(first + i).enumerate() {
+        for block in 0..x.blocks() {
+            let dy = dy.block(first + i, block);
             let accumulate = accumulate || block > 0;
             for (panel, start) in (0..k).step_by(PANEL_COLS).enumerate() {
                 let tile = Tile {

@@ -84,11 +84,11 @@ pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul
 pub use error::KernelError;
 pub use grid::{add_scaled, decode_row, decode_values, dot, matvec};
 pub use huge::{HugeArena, HugeBytes};
-pub use int16::{Int16Panels, int16_tn_tile};
 pub use int8::{
     ByteWeights, INT8_MAX_COLS, Int8Grid, Int8Rows, PackedWeights, QuantisedRows, byte_matvec,
     int8_matmul_nn, int8_matmul_nt, int8_matvec, int8_panel_bytes,
 };
+pub use int16::{Int16Panels, int16_tn_tile};
 pub use isa::{Extras, Isa, Tier};
 pub use loss::{
     CrossEntropyScratch, IGNORED, VOCAB_TILE, cross_entropy_backward_tile, cross_entropy_forward,

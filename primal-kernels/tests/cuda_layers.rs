@@ -415,7 +415,11 @@ fn attention_forward_backward_and_of_one_token() {
         while first < time {
             let rows = &qkv[first * width..(first + n) * width];
             let mut want = vec![0.0; n * out_width];
-            for (i, (row, want)) in rows.chunks(width).zip(want.chunks_mut(out_width)).enumerate() {
+            for (i, (row, want)) in rows
+                .chunks(width)
+                .zip(want.chunks_mut(out_width))
+                .enumerate()
+            {
                 cache.store(first + i, row, width);
                 attention_cached(isa(), &cache, heads, first + i, row, width, want);
             }

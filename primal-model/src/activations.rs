@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use primal_kernels::{Int16Panels, CrossEntropyScratch, Isa, VOCAB_TILE};
+use primal_kernels::{CrossEntropyScratch, Int16Panels, Isa, VOCAB_TILE};
 use primal_optim::{StepContext, Weight};
 
 use crate::block::{Attention, Block, BlockActivations, Workspace};

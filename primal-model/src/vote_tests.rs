@@ -113,7 +113,10 @@ fn rounded_weight_gradients_cast_nearly_the_same_votes() {
         learner.step(isa, Compute::Int8, step, true);
     }
     let exact = learner.step(isa, Compute::Int8FloatGradients, 40, false);
-    assert_eq!(exact, learner.step(isa, Compute::Int8FloatGradients, 40, false));
+    assert_eq!(
+        exact,
+        learner.step(isa, Compute::Int8FloatGradients, 40, false)
+    );
     for (compute, least) in [(Compute::Int8, 0.9), (Compute::Int8Blocks, 0.8)] {
         let votes = learner.step(isa, compute, 40, false);
         let (equal, opposite) = agreement(&exact, &votes);

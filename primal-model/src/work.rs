@@ -146,7 +146,10 @@ mod tests {
             int8: 4.0,
             int16: 2.0,
         };
-        assert_eq!(work.seconds(&rates), work.int8 / 4.0 + work.int16 / 2.0 + work.f32);
+        assert_eq!(
+            work.seconds(&rates),
+            work.int8 / 4.0 + work.int16 / 2.0 + work.f32
+        );
 
         config.model.float_parts = vec![FloatPart::Attention, FloatPart::Embeddings];
         let work = Work::of_training(&config, 50_257).unwrap();

@@ -22,9 +22,7 @@ fn finish(config: Config) -> Summary {
 }
 
 fn run(mut trainer: Trainer) -> Summary {
-    trainer
-        .run(&mut |_| ControlFlow::Continue(()))
-        .unwrap()
+    trainer.run(&mut |_| ControlFlow::Continue(())).unwrap()
 }
 
 /// Matrices, and ballots, by name.

@@ -200,6 +200,26 @@ unsafe fn multiply_panel(
     for first in tokens.clone().step_by(TOKENS) {
         let count = TOKENS.min(tokens.end - first);
         let rows: [&[i8]; TOKENS] = std::array::from_fn(|t| x.row(first + t.min(count - 1)));
+        let row_of_y = |t: usize| {
+            let at = (first + t) * output.cols + first_col;
+            // SAFETY: the caller's promise covers row `first + t`, columns from `first_col` on,
+            // and one row is in use at a time.
+            unsafe { std::slice::from_raw_parts_mut(output.start.add(at), width) }
+        };
+        if let [scales] = panel.scales.as_slice() {
+            let values = rows.map(|row| &row.as_chunks::<4>().0[..panel.quads.len()]);
+            panel_sums(isa, &panel.quads, &values, count, &mut sums);
+            for t in 0..count {
+                let offset = 128 * x.sums(first + t)[0];
+                let scale = x.scales(first + t)[0] * source.unit_value;
+                let (sums, y) = (&sums[t], row_of_y(t));
+                dispatch!(
+                    isa,
+                    finish_group(sums, offset, scales, scale, output.accumulate, y)
+                );
+            }
+            continue;
+        }
         let mut totals = [[0.0; PANEL_COLS]; TOKENS];
         let groups = panel.quads.chunks(group_quads).zip(&panel.scales);
         for (group, (quads, scales)) in groups.enumerate() {
@@ -216,10 +236,7 @@ unsafe fn multiply_panel(
             }
         }
         for (t, total) in totals[..count].iter().enumerate() {
-            let at = (first + t) * output.cols + first_col;
-            // SAFETY: the caller's promise covers row `first + t`, columns from `first_col` on.
-            let y = unsafe { std::slice::from_raw_parts_mut(output.start.add(at), width) };
-            dispatch!(isa, finish(&total[..width], output.accumulate, y));
+            dispatch!(isa, finish(&total[..width], output.accumulate, row_of_y(t)));
         }
     }
 }
@@ -242,6 +259,43 @@ fn fold_group<L: Lanes>(
         let scaled = lanes.mul(sum, lanes.load(scales));
         let new = lanes.mul_then_add(scaled, scale, lanes.load(total));
         lanes.store(new, total);
+    }
+}
+
+/// y (+)= (sums − offset) as f32 · scales · scale: what [`fold_group`] and [`finish`] make of a
+/// single group.
+#[inline(always)]
+fn finish_group<L: Lanes>(
+    lanes: L,
+    sums: &[i32; PANEL_COLS],
+    offset: i32,
+    scales: &[f32; PANEL_COLS],
+    scale: f32,
+    accumulate: bool,
+    y: &mut [f32],
+) {
+    let (offset, scale) = (lanes.splat_i(offset), lanes.splat(scale));
+    let parts = sums.as_chunks().0.iter().zip(scales.as_chunks().0);
+    let (whole, tail) = y.as_chunks_mut::<LANES>();
+    for (v, (sums, scales)) in parts.enumerate() {
+        let sum = lanes.convert(lanes.sub_i(lanes.load_i(sums), offset));
+        let total = lanes.mul_then_add(lanes.mul(sum, lanes.load(scales)), scale, lanes.zero());
+        if let Some(y) = whole.get_mut(v) {
+            let before = if accumulate {
+                lanes.load(y)
+            } else {
+                lanes.zero()
+            };
+            lanes.store(lanes.add(before, total), y);
+        } else {
+            let before = if accumulate {
+                lanes.load_tail(tail)
+            } else {
+                lanes.zero()
+            };
+            lanes.store_tail(lanes.add(before, total), tail);
+            return;
+        }
     }
 }
 
@@ -276,6 +330,7 @@ fn panel_sums(isa: Isa, quads: &[Quad], x: &[&[[i8; 4]]; TOKENS], count: usize, 
 /// The specification.
 fn panel_sums_scalar(quads: &[Quad], x: &[&[[i8; 4]]; TOKENS], count: usize, sums: &mut Sums) {
     for (x, sums) in x.iter().zip(sums).take(count) {
+        sums.fill(0);
         for (quad, x) in quads.iter().zip(*x) {
             for (sum, bytes) in sums.iter_mut().zip(quad.as_chunks::<4>().0) {
                 for (&byte, &x) in bytes.iter().zip(x) {

@@ -9,8 +9,8 @@ use crate::lanes::{LANES, Lanes};
 /// Rows start at multiples of this, so that every kernel reads whole vectors.
 const ROW_ALIGNMENT: usize = 64;
 
-/// Values that one task quantises, at least a row.
-const TASK_VALUES: usize = 1 << 15;
+/// Values that one task quantises, at least a row: a narrow model's pass should have many tasks.
+const TASK_VALUES: usize = 1 << 13;
 
 /// Token rows as int8: value = scale · q, q = round(x · 127 / max |x|), ties to even, the maximum
 /// over a group of columns: those that share a scale of the weights.

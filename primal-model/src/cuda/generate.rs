@@ -297,8 +297,9 @@ impl<'m> CudaReader<'m> {
         let n = x.len() / cols;
         let y_of = |t: usize| y.part(t * rows..(t + 1) * rows);
         if self.model.compute == Compute::Float || !weights.has_int8_matvec() {
-            return (0..n)
-                .try_for_each(|t| cuda::matvec(weights, x.part(t * cols..(t + 1) * cols), y_of(t)));
+            return (0..n).try_for_each(|t| {
+                cuda::matvec(weights, x.part(t * cols..(t + 1) * cols), y_of(t))
+            });
         }
         let x = self.quantised.quantise_for(x, weights)?;
         if n > 1 && weights.has_row_scales() {
