@@ -271,35 +271,32 @@ impl Int8Rows for PackedWeights {
                 continue;
             }
             let block = self.block(start / BLOCK_ROWS);
-            for (step, quads) in panel.chunks_mut(2).enumerate() {
-                let Some(codes) = block.codes.get(step) else {
-                    quads
-                        .iter_mut()
-                        .for_each(|quad| quad[64 * i..][..64].fill(FLIP));
-                    continue;
-                };
-                let bytes = step_bytes(isa, table, codes, block.high.get(step));
-                for (quad, bytes) in quads.iter_mut().zip(bytes) {
-                    quad[64 * i..][..64].copy_from_slice(&bytes);
-                }
+            let filled = (2 * block.codes.len()).min(panel.len());
+            fill_block(isa, table, block, &mut panel[..filled], i);
+            for quad in &mut panel[filled..] {
+                quad[64 * i..][..64].fill(FLIP);
             }
         }
     }
 }
 
-/// The table bytes of the two quads of a step.
-#[inline]
-fn step_bytes(isa: Isa, table: &Int8Grid, codes: &Step, high: Option<&HighStep>) -> [[u8; 64]; 2] {
+/// Writes the table bytes of a block's steps, two quads each, as rows 16 `part`.. of a panel.
+fn fill_block(isa: Isa, table: &Int8Grid, block: Block<'_>, panel: &mut [Quad], part: usize) {
     match Path::of(isa) {
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 | Path::AvxVnni | Path::Avx512Vnni => {
-            super::x86::step_bytes(isa, table, codes, high)
+            super::x86::fill_block(isa, table, block, panel, part);
         }
-        _ => std::array::from_fn(|half| {
-            std::array::from_fn(|place| {
-                step_value(table, codes, high, half, place).cast_unsigned() ^ FLIP
-            })
-        }),
+        _ => {
+            for (i, (codes, quads)) in block.codes.iter().zip(panel.chunks_mut(2)).enumerate() {
+                for (half, quad) in quads.iter_mut().enumerate() {
+                    for (place, byte) in quad[64 * part..][..64].iter_mut().enumerate() {
+                        let value = step_value(table, codes, block.high.get(i), half, place);
+                        *byte = value.cast_unsigned() ^ FLIP;
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use super::{Int8Grid, Path};
 use crate::isa::Isa;
 
 /// How far ahead of its use a code is asked for, in bytes: more than the latency of memory at
-/// full speed, less than the hardware's own window loses track of.
-const PREFETCH: usize = 4096;
+/// full speed. Into the second-level cache, which waits for more lines at a time than the first.
+const PREFETCH: usize = 8192;
 
 #[inline(always)]
 fn prefetch(codes: &[u8; 64]) {
@@ -22,7 +22,7 @@ fn prefetch(codes: &[u8; 64]) {
     #[allow(unused_unsafe, reason = "a safe function in newer compilers only")]
     // SAFETY: a prefetch may name any address.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
     }
 }
 
@@ -142,32 +142,95 @@ fn look_up_256(tables: [__m256i; 2], index: __m256i, bits: Option<u32>) -> __m25
     }
 }
 
-/// The table bytes of the two quads of a packed step.
-pub(super) fn step_bytes(
+/// See [`super::packed`]'s `fill_block`.
+pub(super) fn fill_block(
     isa: Isa,
     table: &Int8Grid,
-    codes: &Step,
-    high: Option<&HighStep>,
-) -> [[u8; 64]; 2] {
-    debug_assert!(Path::of(isa) != Path::Scalar);
-    // SAFETY: every path but the scalar one is of a tier that has AVX2.
-    unsafe { step_bytes_avx2(table, codes, high) }
+    block: Block<'_>,
+    panel: &mut [Quad],
+    part: usize,
+) {
+    // SAFETY: the path follows from features that the token proves.
+    unsafe {
+        match (Path::of(isa), block.high.is_empty()) {
+            (Path::Avx512Vnni, true) => fill_block_512::<false>(table, block, panel, part),
+            (Path::Avx512Vnni, false) => fill_block_512::<true>(table, block, panel, part),
+            (Path::AvxVnni | Path::Avx2, _) => fill_block_256(table, block, panel, part),
+            (Path::Scalar, _) => unreachable!("the scalar path has a kernel of its own"),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn fill_block_512<const WIDE: bool>(
+    table: &Int8Grid,
+    block: Block<'_>,
+    panel: &mut [Quad],
+    part: usize,
+) {
+    let tables = tables(table, FLIP).map(|table| _mm512_broadcast_i32x4(table));
+    for (i, (codes, quads)) in block.codes.iter().zip(panel.chunks_mut(2)).enumerate() {
+        prefetch(codes);
+        let index = nibbles_512(codes);
+        for (half, (quad, index)) in quads.iter_mut().zip(index).enumerate() {
+            let bits = if WIDE { Some(&block.high[i]) } else { None };
+            let bytes = look_up_512(tables, index, bits, half);
+            let to = &mut quad.as_chunks_mut::<64>().0[part];
+            // SAFETY: the array holds the 64 bytes written.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) };
+        }
+    }
 }
 
 #[target_feature(enable = "avx2")]
-fn step_bytes_avx2(table: &Int8Grid, codes: &Step, high: Option<&HighStep>) -> [[u8; 64]; 2] {
+fn fill_block_256(table: &Int8Grid, block: Block<'_>, panel: &mut [Quad], part: usize) {
     let tables = tables(table, FLIP).map(|table| _mm256_broadcastsi128_si256(table));
-    let mut out = [[0; 64]; 2];
-    for part in 0..2 {
-        let index = nibbles_256(codes, part);
-        for (half, index) in index.into_iter().enumerate() {
-            let bits = high.map(|high| step_bits(high, half, part));
-            let bytes = look_up_256(tables, index, bits);
-            // SAFETY: the half of the array holds the 32 bytes written.
-            unsafe { _mm256_storeu_si256(out[half][32 * part..][..32].as_mut_ptr().cast(), bytes) };
+    for (i, (codes, quads)) in block.codes.iter().zip(panel.chunks_mut(2)).enumerate() {
+        let high = block.high.get(i);
+        for rows in 0..2 {
+            let index = nibbles_256(codes, rows);
+            for (half, (quad, index)) in quads.iter_mut().zip(index).enumerate() {
+                let bits = high.map(|high| step_bits(high, half, rows));
+                let bytes = look_up_256(tables, index, bits);
+                let to = &mut quad.as_chunks_mut::<32>().0[2 * part + rows];
+                // SAFETY: the array holds the 32 bytes written.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) };
+            }
         }
     }
-    out
+}
+
+/// The low and the high nibbles of a step.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn nibbles_512(codes: &Step) -> [__m512i; 2] {
+    let low = _mm512_set1_epi8(15);
+    // SAFETY: the array holds the 64 bytes read.
+    let codes = unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) };
+    [
+        _mm512_and_si512(codes, low),
+        _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low),
+    ]
+}
+
+/// 64 codes' table bytes; `high` has bits 4 of quad `half` of a step.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn look_up_512(
+    tables: [__m512i; 2],
+    index: __m512i,
+    high: Option<&HighStep>,
+    half: usize,
+) -> __m512i {
+    let bytes = _mm512_shuffle_epi8(tables[0], index);
+    match high {
+        Some(high) => {
+            let bits = u64::from_le_bytes(high.as_chunks::<8>().0[half]);
+            let other = _mm512_shuffle_epi8(tables[1], index);
+            _mm512_mask_blend_epi8(bits, bytes, other)
+        }
+        None => bytes,
+    }
 }
 
 /// The low and the high nibbles of rows 8 `part`.. of a step.
@@ -233,7 +296,6 @@ fn block_512<const WIDE: bool>(
     out: &mut [f32; BLOCK_ROWS],
 ) {
     let tables = tables(table, FLIP).map(|table| _mm512_broadcast_i32x4(table));
-    let low = _mm512_set1_epi8(15);
     let mut total = _mm512_setzero_ps();
     let mut start = 0;
     for (group, scales) in block.scales.iter().enumerate() {
@@ -245,20 +307,11 @@ fn block_512<const WIDE: bool>(
         let mut sums = [_mm512_setzero_si512(); 4];
         let step = |sums: &mut [__m512i], i: usize| {
             prefetch(&codes[i]);
-            // SAFETY: the array holds the 64 bytes read.
-            let codes = unsafe { _mm512_loadu_si512(codes[i].as_ptr().cast()) };
-            let index = [
-                _mm512_and_si512(codes, low),
-                _mm512_and_si512(_mm512_srli_epi16::<4>(codes), low),
-            ];
+            let index = nibbles_512(&codes[i]);
             let (quads, _) = values[i].as_chunks::<4>();
             for half in 0..2 {
-                let mut bytes = _mm512_shuffle_epi8(tables[0], index[half]);
-                if WIDE {
-                    let (bits, _) = high[i].as_chunks::<8>();
-                    let other = _mm512_shuffle_epi8(tables[1], index[half]);
-                    bytes = _mm512_mask_blend_epi8(u64::from_le_bytes(bits[half]), bytes, other);
-                }
+                let bits = if WIDE { Some(&high[i]) } else { None };
+                let bytes = look_up_512(tables, index[half], bits, half);
                 let x = i32::from_le_bytes(quads[half].map(i8::cast_unsigned));
                 sums[half] = _mm512_dpbusd_epi32(sums[half], bytes, _mm512_set1_epi32(x));
             }
