@@ -53,11 +53,12 @@ DEVICE int weights4(const Weights& w, const i8* table, int row, int col) {
     return pack4(v[0], v[1], v[2], v[3]);
 }
 
-// y (rows) = W x for one token q: half a warp a row, eight weights of it a step. Groups of columns
-// are folded in order.
-KERNEL __launch_bounds__(256, 4)
-    int8_matvec(const i8* __restrict__ q, const float* __restrict__ x_scale, Weights w,
-                const i8* __restrict__ table8, float* y, int rows, float unit_value) {
+// y (tokens, rows) = x W^T for a few tokens q: half a warp a row of W, of which a step reads eight weights once for
+// TOKENS tokens, those of block y. Groups of columns are folded in order.
+template <int TOKENS>
+DEVICE void multiply_tokens(const i8* __restrict__ q, const float* __restrict__ x_scale, const Weights& w,
+                            const i8* __restrict__ table8, float* y, int rows, int tokens, int stride,
+                            float unit_value) {
     __shared__ u16 pair_of[256];  // the two weights of a byte of codes
     __shared__ i8 table[32];
     int low_value = table8[threadIdx.x & 15] & 0xff, high_value = table8[threadIdx.x >> 4] & 0xff;
@@ -66,11 +67,15 @@ KERNEL __launch_bounds__(256, 4)
     __syncthreads();
     int row = half_warp_row(), lane = lane_of_row();
     if (row >= rows) return;
+    int first_token = blockIdx.y * TOKENS, count = min(TOKENS, tokens - first_token);
+    q += (size_t)first_token * stride;
+    x_scale += (size_t)first_token * w.groups;
+    y += (size_t)first_token * rows + row;
     const u8* codes = w.nibbles + (size_t)row * w.row_bytes;
     bool whole_words = !w.high && w.row_bytes % 4 == 0;
-    float total = 0.0f;
+    float total[TOKENS] = {};
     for (int group = 0; group < w.groups; ++group) {
-        int sum = 0, end = min((group + 1) * w.group, w.cols);
+        int sum[TOKENS] = {}, end = min((group + 1) * w.group, w.cols);
         #pragma unroll 2
         for (int c = group * w.group + lane * 8; c < end; c += LANES * 8) {
             int first, second;
@@ -82,15 +87,37 @@ KERNEL __launch_bounds__(256, 4)
                 first = weights4(w, table, row, c);
                 second = weights4(w, table, row, c + 4);
             }
-            int2 x = *(const int2*)(q + c);
-            sum = dot4(x.y, second, dot4(x.x, first, sum));
+            #pragma unroll
+            for (int t = 0; t < TOKENS; ++t) {
+                if (t >= count) break;
+                int2 x = *(const int2*)(q + (size_t)t * stride + c);
+                sum[t] = dot4(x.y, second, dot4(x.x, first, sum[t]));
+            }
         }
-        for (int half = 8; half > 0; half /= 2) sum += __shfl_xor_sync(half_mask(), sum, half, LANES);
         float scale = w.scales[(size_t)row * w.groups + group];
-        total = (float)sum * scale * (x_scale[group] * unit_value) + total;
+        #pragma unroll
+        for (int t = 0; t < TOKENS; ++t) {
+            if (t >= count) break;
+            for (int half = 8; half > 0; half /= 2) sum[t] += __shfl_xor_sync(half_mask(), sum[t], half, LANES);
+            total[t] = (float)sum[t] * scale * (x_scale[t * w.groups + group] * unit_value) + total[t];
+        }
     }
-    if (lane == 0) y[row] = total;
+    if (lane != 0) return;
+    #pragma unroll
+    for (int t = 0; t < TOKENS; ++t) {
+        if (t < count) y[(size_t)t * rows] = total[t];
+    }
 }
+
+#define INT8_MATVEC(NAME, TOKENS, BLOCKS)                                                             \
+    KERNEL __launch_bounds__(256, BLOCKS)                                                             \
+        NAME(const i8* q, const float* x_scale, Weights w, const i8* table8, float* y, int rows,      \
+             int tokens, int stride, float unit_value) {                                              \
+        multiply_tokens<TOKENS>(q, x_scale, w, table8, y, rows, tokens, stride, unit_value);          \
+    }
+
+INT8_MATVEC(int8_matvec, 1, 4)
+INT8_MATVEC(int8_matvecs, 8, 2)
 
 #define WORDS 16  // words of four summands of a tile
 

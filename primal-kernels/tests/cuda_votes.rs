@@ -447,7 +447,7 @@ fn int8_products_are_the_cpus_bits() {
 }
 
 #[test]
-fn one_token_in_int8_has_the_cpus_bits() {
+fn a_few_tokens_in_int8_have_the_cpus_bits() {
     let device = device();
     for (grid, group) in [
         (Grid::prime(), 0),
@@ -473,20 +473,25 @@ fn one_token_in_int8_has_the_cpus_bits() {
             let matrix = QuantMatrix::quantise(&grid, rows, cols, group, &values, scales).unwrap();
             let weights = DeviceWeights::upload(&device, &matrix, "weights").unwrap();
             assert!(weights.has_int8_matvec());
-            let x = noise(cols, 3);
-            let mut token = QuantisedRows::new(1, cols);
-            assert!(token.quantise_for(isa(), &x, &matrix));
-            let mut want = vec![0.0; rows];
             let mut arena = HugeArena::new(1 << 20).unwrap();
             let packed = PackedWeights::new(&matrix, &mut arena).unwrap();
-            int8_matvec(isa(), &packed, &token, &mut want);
-            let room = cuda::QuantisedRows::new(&device, 1, cols, cols.div_ceil(group)).unwrap();
-            let x = up(&device, &x);
-            let token = room.quantise_for(x.view(..), &weights).unwrap();
-            let y = zeros(&device, rows);
-            cuda::int8_matvec(token, &weights, y.view(..)).unwrap();
-            let what = format!("{} {rows}x{cols}/{group}", grid.id());
-            assert_bits("int8_matvec", &what, &y.to_vec().unwrap(), &want);
+            for n in [1, 2, 8, 11] {
+                let x = noise(n * cols, 3);
+                let mut want = vec![0.0; n * rows];
+                for (x, want) in x.chunks(cols).zip(want.chunks_mut(rows)) {
+                    let mut token = QuantisedRows::new(1, cols);
+                    assert!(token.quantise_for(isa(), x, &matrix));
+                    int8_matvec(isa(), &packed, &token, want);
+                }
+                let groups = cols.div_ceil(group);
+                let room = cuda::QuantisedRows::new(&device, n, cols, groups).unwrap();
+                let x = up(&device, &x);
+                let tokens = room.quantise_for(x.view(..), &weights).unwrap();
+                let y = zeros(&device, n * rows);
+                cuda::int8_matvec(tokens, &weights, y.view(..)).unwrap();
+                let what = format!("{n} of {} {rows}x{cols}/{group}", grid.id());
+                assert_bits("int8_matvec", &what, &y.to_vec().unwrap(), &want);
+            }
         }
     }
 }

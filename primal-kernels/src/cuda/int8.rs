@@ -125,14 +125,6 @@ impl QuantisedRows {
         self.of(rows, cols, cols)
     }
 
-    /// Some rows of the last [`QuantisedRows::quantise_for`], which was for `w`.
-    ///
-    /// # Panics
-    /// If there is no room for so many.
-    pub fn rows_for(&self, rows: Range<usize>, w: &DeviceWeights) -> Quantised<'_> {
-        self.of(rows, w.cols(), w.group())
-    }
-
     fn of(&self, rows: Range<usize>, cols: usize, group: usize) -> Quantised<'_> {
         let (stride, groups) = (stride(cols), cols.div_ceil(group));
         Quantised {
@@ -184,26 +176,36 @@ pub fn int8_matmul_nn(
     multiply("int8_gemm_nn", dy, w, rows, (dx, w.cols()), accumulate)
 }
 
-/// y (m) = w x for one quantised token x (k) and w (m, k): the bits of the CPU's `int8_matvec`.
+/// Tokens for which `int8_matvecs` reads a weight once.
+const TOKENS: usize = 8;
+
+/// y (n, m) = x wᵀ for a few quantised tokens x (n, k) and w (m, k), which is read once for every
+/// eight of them: the bits of the CPU's `int8_matvec`.
 ///
 /// # Panics
 /// If a length does not match or [`DeviceWeights::has_int8_matvec`] is false.
 pub fn int8_matvec(x: Quantised<'_>, w: &DeviceWeights, y: View<'_, f32>) -> Result<(), CudaError> {
-    assert_eq!((w.cols(), 1), (x.cols, x.rows), "one token");
+    assert_eq!(w.cols(), x.cols, "columns of w");
     assert_eq!(w.group(), x.group, "scales by the same groups");
     assert!(w.has_int8_matvec(), "a matrix with an integer form");
     let grid = w.int8_grid(x.cols)?;
+    let (kernel, tokens) = match x.rows {
+        1 => ("int8_matvec", 1),
+        _ => ("int8_matvecs", TOKENS),
+    };
     launch!(
         y.device,
-        "int8_matvec",
-        blocks_for_rows(w.rows()),
+        kernel,
+        [blocks_for_rows(w.rows())[0], x.rows.div_ceil(tokens), 1],
         THREADS,
         x.values.address,
         x.scales.address,
         w.raw(),
         grid.values.view(..).address,
-        y.of(w.rows(), "output of a matrix-vector product"),
+        y.of(x.rows * w.rows(), "a result a token and row"),
         w.rows() as i32,
+        x.rows as i32,
+        stride(x.cols) as i32,
         grid.unit_value,
     )
 }

@@ -176,7 +176,7 @@ impl DeviceWeights {
     }
 
     /// One scale a row.
-    pub fn has_row_scales(&self) -> bool {
+    pub(crate) fn has_row_scales(&self) -> bool {
         self.is_on_grid() && self.groups == 1
     }
 

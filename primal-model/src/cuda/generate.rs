@@ -1,8 +1,8 @@
 //! Reading tokens on a GPU, where the whole model and its cache of keys and values lie: up go
 //! tokens, down come, when they are wanted, the logits of what follows the last.
 //!
-//! A prompt goes through in chunks of [`chunk_rows`] tokens, each of which reads a matrix with a
-//! scale a row once. Where every matrix is on a grid the logits have the bits of the processor's.
+//! A prompt goes through in chunks of [`chunk_rows`] tokens, which read a matrix on a grid once for
+//! every eight of them. Where every matrix is on a grid the logits have the bits of the processor's.
 
 use std::ops::Range;
 
@@ -293,21 +293,15 @@ impl<'m> CudaReader<'m> {
         x: View<'_, f32>,
         y: View<'_, f32>,
     ) -> Result<(), CudaError> {
-        let (rows, cols) = (weights.rows(), weights.cols());
-        let n = x.len() / cols;
-        let y_of = |t: usize| y.part(t * rows..(t + 1) * rows);
         if self.model.compute == Compute::Float || !weights.has_int8_matvec() {
-            return (0..n).try_for_each(|t| {
-                cuda::matvec(weights, x.part(t * cols..(t + 1) * cols), y_of(t))
+            let (rows, cols) = (weights.rows(), weights.cols());
+            return (0..x.len() / cols).try_for_each(|t| {
+                let x = x.part(t * cols..(t + 1) * cols);
+                cuda::matvec(weights, x, y.part(t * rows..(t + 1) * rows))
             });
         }
         let x = self.quantised.quantise_for(x, weights)?;
-        if n > 1 && weights.has_row_scales() {
-            return cuda::int8_matmul_nt(x, weights, 0..rows, y, false);
-        }
-        (0..n).try_for_each(|t| {
-            cuda::int8_matvec(self.quantised.rows_for(t..t + 1, weights), weights, y_of(t))
-        })
+        cuda::int8_matvec(x, weights, y)
     }
 }
 
