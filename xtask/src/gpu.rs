@@ -113,18 +113,22 @@ pub fn matrix() -> Result<()> {
     Ok(())
 }
 
-/// Prints registers, shared memory and occupancy of every kernel on the two cards of the docs.
+/// Prints the table of docs/cuda.md: registers, shared memory and occupancy of every kernel on two
+/// cards.
 pub fn table() -> Result<()> {
     let (version, package, file) = COMPILERS[0];
     let library = compiler(version, package, file)?.context("NVRTC 11.8 is needed")?;
     let cards = ["sm_61", "sm_86"];
     let report = capture(example().arg("matrix").arg(&library).args(cards))?;
     let sections = sections(&report);
-    for usage in &sections[0].1 {
+    let mut usages: Vec<&Usage> = sections[0].1.iter().collect();
+    usages.sort_by_key(|usage| &usage.kernel);
+    println!("| kernel | registers | spills | occupancy | shared |\n|---|---|---|---|---|");
+    for usage in usages {
         let other = sections[1].1.iter().find(|it| it.kernel == usage.kernel);
         let other = other.context("a kernel on one architecture alone")?;
         println!(
-            "| {} | {} / {} | {} / {} | {} / {} | {} |",
+            "| `{}` | {} / {} | {} / {} | {} / {} | {} |",
             usage.kernel,
             usage.registers,
             other.registers,
