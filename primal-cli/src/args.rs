@@ -403,8 +403,11 @@ pub struct BenchArgs {
     /// How keys and values of past tokens are kept [default: as configured, f16].
     #[arg(long, value_parser = kv_cache_parser())]
     pub kv_cache: Option<KvCacheKind>,
+    /// What computes; auto: a GPU where there is one, else the processor.
+    #[arg(long, value_parser = backend_parser(), default_value = "auto")]
+    pub backend: Backend,
     /// Measure vocoders instead: v1, v2, v3 with random weights, or folders.
-    #[arg(long, value_name = "NAME|DIR,..", value_delimiter = ',', conflicts_with_all = ["preset", "model", "pp", "tg", "train", "set"])]
+    #[arg(long, value_name = "NAME|DIR,..", value_delimiter = ',', conflicts_with_all = ["preset", "model", "pp", "tg", "train", "set", "backend"])]
     pub vocoder: Vec<String>,
     /// Measure training steps.
     #[arg(long)]

@@ -67,6 +67,39 @@ fn generates_on_the_device_what_the_processor_does() {
 }
 
 #[test]
+fn bench_measures_the_device() {
+    let place = Workplace::new();
+    let tiny = ["width=32", "n_layer=1", "n_head=2", "context=16"].map(|it| format!("model.{it}"));
+    let bench = |tests: &[&str]| {
+        let mut command = place.primal("bench");
+        command.args(["--preset", "shakespeare-char", "--reps", "1", "--json"]);
+        command.args(tests).args(["--backend", "cuda"]);
+        for change in &tiny {
+            command.args(["--set", change]);
+        }
+        command
+    };
+    for (tests, name) in [
+        (["--pp", "8"], "pp8"),
+        (["--tg", "4"], "tg4"),
+        (["--train", "--batch=2"], "train"),
+    ] {
+        let row = json(with_gpu(&place, &mut bench(&tests), &[]));
+        assert_eq!(row["test"], name);
+        assert_eq!(row["backend"], "cuda");
+        assert_eq!(row["isa"], "sm_61");
+        assert!(row["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert!(row["peak_vram_bytes"].as_u64() > row["weight_bytes"].as_u64());
+    }
+    let gone = [("CUDA_STANDIN_DEVICES", "0")];
+    refused(
+        with_gpu(&place, &mut bench(&["--pp", "8"]), &gone),
+        1,
+        &["finds no GPU"],
+    );
+}
+
+#[test]
 fn doctor_says_what_there_is_and_what_is_missing() {
     let place = Workplace::new();
     let mut command = place.primal("doctor");

@@ -18,8 +18,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::{Compute, Config};
-#[cfg(feature = "cuda")]
-use crate::cuda::CudaInferenceModel;
 use crate::error::ModelError;
 use crate::fault_point;
 use crate::inference::InferenceModel;
@@ -147,15 +145,12 @@ impl Checkpoint {
     /// packed for products of integers, or, where `compute` is float, kept as they are and
     /// multiplied in float32: slower, and what an export of the model computes.
     pub fn load_for_inference(&self, compute: Compute) -> Result<InferenceModel, ModelError> {
-        let file = self.tensors(MODEL_FILE)?;
-        InferenceModel::packed(&self.config, self.position.vocab, &file, compute)
+        InferenceModel::packed(&self.config, self.position.vocab, &self.weights()?, compute)
     }
 
-    /// The model in the memory of a GPU, to multiply as `compute` says.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn load_on_gpu(&self, compute: Compute) -> Result<CudaInferenceModel, ModelError> {
-        let file = self.tensors(MODEL_FILE)?;
-        CudaInferenceModel::open(&self.config, self.position.vocab, &file, compute)
+    /// The tensors of the model.
+    pub(crate) fn weights(&self) -> Result<TensorFile, ModelError> {
+        self.tensors(MODEL_FILE)
     }
 
     /// The model without what trains it: no ballots, no moments.

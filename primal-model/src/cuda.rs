@@ -20,7 +20,7 @@ use primal_kernels::cuda::{self, Buffer, CudaError, Device, ImageChoice, OpenOpt
 use primal_optim::{ConsensusStep, FlipStats, LEAK_STREAM, Rule, StepContext, adam_step};
 
 use crate::config::{Compute, Config};
-use crate::engine::{Engine, Opened};
+use crate::engine::{Engine, GpuUse, Opened};
 use crate::error::ModelError;
 use crate::ledger::Ledger;
 use crate::model::{Model, Pass};
@@ -52,6 +52,13 @@ fn open_device() -> Result<Device, CudaError> {
         );
     }
     Ok(device)
+}
+
+fn gpu_use(device: &Device) -> GpuUse {
+    GpuUse {
+        architecture: format!("sm_{}", device.capability()),
+        allocated_bytes: device.allocated_bytes(),
+    }
 }
 
 /// A model and its training state on a GPU.
@@ -159,6 +166,10 @@ impl CudaModel {
 }
 
 impl Engine for CudaModel {
+    fn gpu(&self) -> GpuUse {
+        gpu_use(&self.device)
+    }
+
     fn begin_step(&mut self, ctx: &StepContext<'_>) -> Result<(), ModelError> {
         for matrix in &self.matrices {
             cuda::begin_votes(&matrix.ballots, ctx.micro_batches)?;

@@ -41,6 +41,18 @@ pub(crate) trait Engine: Send {
 
     /// Copies the training state to `model`.
     fn download(&mut self, model: &mut Model) -> Result<(), ModelError>;
+
+    /// What it computes on.
+    fn gpu(&self) -> GpuUse;
+}
+
+/// A GPU in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuUse {
+    /// Compute capability, such as `sm_61`.
+    pub architecture: String,
+    /// Bytes of all buffers on it; none comes or goes while a model computes.
+    pub allocated_bytes: u64,
 }
 
 /// An engine that holds a model, and the ledger of its memory.

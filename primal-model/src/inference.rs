@@ -170,25 +170,20 @@ impl Linear<Matrix> {
 impl InferenceModel {
     /// A model with random weights, made in packed form: for measuring, without any file.
     pub fn random(config: &Config, vocab: usize) -> Result<Self, ModelError> {
-        let random = Random { config };
-        build(
-            config,
-            vocab,
-            &mut Packer::new(config, vocab, &random, Compute::Int8)?,
-        )
+        InferenceModel::packed(config, vocab, &Random { config }, Compute::Int8)
     }
 
-    /// The model of a checkpoint's tensors, see [`crate::checkpoint::Checkpoint::load_for_inference`].
+    /// The model of these weights, see [`crate::checkpoint::Checkpoint::load_for_inference`].
     pub(crate) fn packed(
         config: &Config,
         vocab: usize,
-        file: &TensorFile,
+        from: &dyn Weights,
         compute: Compute,
     ) -> Result<Self, ModelError> {
         build(
             config,
             vocab,
-            &mut Packer::new(config, vocab, file, compute)?,
+            &mut Packer::new(config, vocab, from, compute)?,
         )
     }
 
@@ -226,8 +221,8 @@ fn of_block(block: &Block<Matrix>) -> [&Matrix; 4] {
     [&qkv.weight, &attention_out.weight, &up.weight, &down.weight]
 }
 
-/// Where a [`Packer`] finds weights.
-trait Weights: Sync {
+/// Where the weights of a model that does not learn are found.
+pub(crate) trait Weights: Sync {
     /// Grid and sizes of the matrix `name`, `None` where it is float. `planned` is the grid that
     /// the configuration means, `None` for float.
     fn quant_info(
@@ -260,6 +255,27 @@ trait Weights: Sync {
 
     /// Whether any matrix is on a grid.
     fn any_on_grid(&self) -> bool;
+}
+
+impl dyn Weights + '_ {
+    /// [`Weights::quant_info`] of a matrix that must have this size.
+    pub(crate) fn checked_info(
+        &self,
+        name: &str,
+        (rows, cols): (usize, usize),
+        planned: Option<&Grid>,
+    ) -> Result<Option<QuantInfo>, ModelError> {
+        let info = self.quant_info(name, (rows, cols), planned)?;
+        match &info {
+            Some(info) if (info.rows, info.cols) != (rows, cols) => {
+                Err(ModelError::Shape(format!(
+                    "{name} is {} x {}, expected {rows} x {cols}",
+                    info.rows, info.cols
+                )))
+            }
+            _ => Ok(info),
+        }
+    }
 }
 
 /// Packs a model matrix by matrix.
@@ -338,7 +354,7 @@ impl Source<Matrix> for Packer<'_> {
         let on_grid = !self.config.model.is_float(part);
         let info = self
             .from
-            .quant_info(name, (rows, cols), on_grid.then_some(grid))?;
+            .checked_info(name, (rows, cols), on_grid.then_some(grid))?;
         let tied = self.config.model.tie_head && name == "tok_embedding";
         let Some(info) = info else {
             let in_bytes = (part == FloatPart::Head || tied)
@@ -350,12 +366,6 @@ impl Source<Matrix> for Packer<'_> {
             let values = self.from.dense_rows(name, (rows, cols), 0..rows, std)?;
             return Ok(Matrix(Storage::Dense { rows, cols, values }));
         };
-        if (info.rows, info.cols) != (rows, cols) {
-            return Err(ModelError::Shape(format!(
-                "{name} is {} x {}, expected {rows} x {cols}",
-                info.rows, info.cols
-            )));
-        }
         let looked_up_only = part == FloatPart::Embeddings && !tied;
         let packed = (!looked_up_only && self.compute.is_int8())
             .then(|| PackedWeights::zeros(&info.grid, (rows, cols), info.group, &mut self.arena));
@@ -434,8 +444,8 @@ impl Weights for TensorFile {
 }
 
 /// Random weights, a pure function of seed, name and place; not those that training starts from.
-struct Random<'a> {
-    config: &'a Config,
+pub(crate) struct Random<'a> {
+    pub(crate) config: &'a Config,
 }
 
 impl Random<'_> {

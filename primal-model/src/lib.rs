@@ -71,6 +71,7 @@ mod work;
 
 #[cfg(feature = "cuda")]
 pub use cuda::CudaInferenceModel;
+pub use engine::GpuUse;
 pub use error::ModelError;
 pub use inference::{InferenceModel, Matrix};
 pub use model::{Model, Pass};

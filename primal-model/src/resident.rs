@@ -3,15 +3,16 @@
 use primal_kernels::{CacheKind, Isa};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Backend, Compute};
+use crate::config::{Backend, Compute, Config};
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaInferenceModel;
+use crate::engine::GpuUse;
 use crate::error::ModelError;
 use crate::generate::Generator;
-use crate::inference::InferenceModel;
+use crate::inference::{InferenceModel, Random, Weights};
 use crate::shape::ModelShape;
 
-/// The model of a checkpoint in the memory of what computes it.
+/// A model in the memory of what computes it.
 pub enum ResidentModel {
     /// On the processor.
     Cpu(Box<InferenceModel>),
@@ -33,21 +34,51 @@ impl ResidentModel {
         kind: CacheKind,
         compute: Compute,
     ) -> Result<Self, ModelError> {
-        match backend {
-            Backend::Cpu => {}
-            Backend::Cuda => return ResidentModel::on_gpu(checkpoint, kind, compute),
-            Backend::Auto => match ResidentModel::on_gpu(checkpoint, kind, compute) {
-                Ok(model) => return Ok(model),
-                Err(error) => tracing::debug!(%error, "runs on the processor"),
-            },
+        let vocab = checkpoint.position.vocab;
+        let file = checkpoint.weights()?;
+        ResidentModel::open(&checkpoint.config, vocab, &file, backend, kind, compute)
+    }
+
+    /// A model with random weights, to be measured, as [`ResidentModel::load`] would have it in
+    /// int8.
+    ///
+    /// # Errors
+    /// Sizes that make no model, or what is wrong with the GPU that was asked for.
+    pub fn random(
+        config: &Config,
+        vocab: usize,
+        backend: Backend,
+        kind: CacheKind,
+    ) -> Result<Self, ModelError> {
+        let random = Random { config };
+        ResidentModel::open(config, vocab, &random, backend, kind, Compute::Int8)
+    }
+
+    fn open(
+        config: &Config,
+        vocab: usize,
+        from: &dyn Weights,
+        backend: Backend,
+        kind: CacheKind,
+        compute: Compute,
+    ) -> Result<Self, ModelError> {
+        if backend != Backend::Cpu {
+            match ResidentModel::on_gpu(config, vocab, from, kind, compute) {
+                Err(error) if backend == Backend::Auto => {
+                    tracing::debug!(%error, "runs on the processor");
+                }
+                opened => return opened,
+            }
         }
-        let model = checkpoint.load_for_inference(compute)?;
+        let model = InferenceModel::packed(config, vocab, from, compute)?;
         Ok(ResidentModel::Cpu(model.into()))
     }
 
     #[cfg(feature = "cuda")]
     fn on_gpu(
-        checkpoint: &Checkpoint,
+        config: &Config,
+        vocab: usize,
+        from: &dyn Weights,
         kind: CacheKind,
         compute: Compute,
     ) -> Result<Self, ModelError> {
@@ -56,16 +87,46 @@ impl ResidentModel {
                 "a GPU keeps keys and values in f16; hint: --kv-cache f16, or --backend cpu".into(),
             ));
         }
-        Ok(ResidentModel::Cuda(checkpoint.load_on_gpu(compute)?.into()))
+        let model = CudaInferenceModel::open(config, vocab, from, compute)?;
+        Ok(ResidentModel::Cuda(model.into()))
     }
 
     #[cfg(not(feature = "cuda"))]
     fn on_gpu(
-        _checkpoint: &Checkpoint,
+        _config: &Config,
+        _vocab: usize,
+        _from: &dyn Weights,
         _kind: CacheKind,
         _compute: Compute,
     ) -> Result<Self, ModelError> {
         Err(ModelError::NoCuda)
+    }
+
+    /// Bytes of all matrices.
+    pub fn weight_bytes(&self) -> u64 {
+        match self {
+            ResidentModel::Cpu(model) => model.weight_bytes(),
+            #[cfg(feature = "cuda")]
+            ResidentModel::Cuda(model) => model.weight_bytes(),
+        }
+    }
+
+    /// The packed codes and bytes that the processor reads for every token; none on a GPU.
+    pub fn codes(&self) -> Vec<&[u8]> {
+        match self {
+            ResidentModel::Cpu(model) => model.codes(),
+            #[cfg(feature = "cuda")]
+            ResidentModel::Cuda(_) => Vec::new(),
+        }
+    }
+
+    /// The GPU that it is on, if it is on one.
+    pub fn gpu(&self) -> Option<GpuUse> {
+        match self {
+            ResidentModel::Cpu(_) => None,
+            #[cfg(feature = "cuda")]
+            ResidentModel::Cuda(model) => Some(model.gpu()),
+        }
     }
 
     /// The sizes.

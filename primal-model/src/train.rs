@@ -12,7 +12,7 @@ use crate::activations::{Activations, PassPlan};
 use crate::checkpoint::{self, Checkpoint, Position};
 use crate::config::{Compute, Config};
 use crate::data::{Dataset, Sampler, eval_windows};
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, GpuUse};
 use crate::error::ModelError;
 use crate::eval::{EvalLoss, Windows, evaluate_by, mean_loss, window_losses};
 use crate::grid_use::GridUse;
@@ -633,6 +633,11 @@ impl Trainer {
     /// Every buffer of the run.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// The GPU that computes, if one does.
+    pub fn gpu(&self) -> Option<GpuUse> {
+        self.engine.as_ref().map(|engine| engine.gpu())
     }
 
     /// Fault injection for tests: step `step` (0-based) meets a number that is not finite.

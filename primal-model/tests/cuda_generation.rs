@@ -67,7 +67,8 @@ fn on_both(changes: &[&str], compute: Compute) -> [(Vec<u32>, Vec<Vec<f32>>); 2]
         if let ResidentModel::Cuda(on_gpu) = &model {
             let _generator = model.generator(Isa::best(), CacheKind::F16).unwrap();
             let ledger = Ledger::for_gpu_inference(&checkpoint.config, model.shape());
-            assert_eq!(on_gpu.allocated_bytes(), ledger.total(), "{changes:?}");
+            let gpu = on_gpu.gpu();
+            assert_eq!(gpu.allocated_bytes, ledger.total(), "{changes:?}");
         }
         write(&model)
     });

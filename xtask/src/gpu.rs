@@ -203,9 +203,22 @@ pub fn check(file: &Path) -> Result<()> {
         Err(error) => format!("failed: {error:#}"),
     };
     let _ = fs::remove_dir_all(&run);
+    let measured = [
+        ["--preset=ghost-0.1b", "--train", "--reps=5"],
+        ["--preset=llama-1.1b", "--pp=512", "--tg=128"],
+    ]
+    .map(|tests| {
+        let mut bench = primal();
+        bench
+            .args(["bench", "--backend=cuda", "--json"])
+            .args(tests);
+        capture(&mut bench).unwrap_or_else(|error| format!("failed: {error:#}"))
+    })
+    .join("");
     let report = format!(
         "# GPU check\n\n## Doctor\n\n```\n{doctor}\n```\n\n## nvidia-smi\n\n```\n{smi}\n```\n\n\
          ## Parity with the processor ({} comparisons)\n\n```\n{}\n```\n\n\
+         ## Speed and memory\n\n```\n{measured}\n```\n\n\
          ## Training ghost-0.1b, 20 steps\n\n```\n{trained}\n```\n",
         parity.len(),
         parity.join("\n"),

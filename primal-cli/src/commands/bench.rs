@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use primal_kernels::{Isa, multiply_rates, read_rate};
+use primal_kernels::{CacheKind, Isa, multiply_rates, read_rate};
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::{Compute, Config};
+use primal_model::config::{Backend, Compute, Config};
 use primal_model::generate::Generator;
 use primal_model::process::peak_rss_bytes;
 use primal_model::train::{Event, Trainer};
-use primal_model::{InferenceModel, Model, Work};
+use primal_model::{GpuUse, Model, ResidentModel, Work};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
@@ -31,7 +31,8 @@ const PEAK_REPS: usize = 3;
 struct Row<'a> {
     model: &'a str,
     backend: &'static str,
-    isa: &'static str,
+    /// Of the processor, or the GPU's architecture.
+    isa: String,
     threads: usize,
     test: String,
     /// Median, least and most over the repetitions.
@@ -40,6 +41,7 @@ struct Row<'a> {
     max: f64,
     weight_bytes: u64,
     peak_rss_bytes: u64,
+    /// All our buffers on the GPU.
     peak_vram_bytes: Option<u64>,
     /// How fast all threads read the weights and do nothing else, measured around the test.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,6 +66,7 @@ struct Measured {
     weight_bytes: u64,
     floor: Option<Floor>,
     ledger_bytes: Option<u64>,
+    gpu: Option<GpuUse>,
 }
 
 /// What bounds a test, measured around it.
@@ -118,6 +121,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
             weight_bytes,
             floor,
             ledger_bytes,
+            gpu,
         } = measured;
         speeds.sort_by(f64::total_cmp);
         let tokens_per_s = speeds[speeds.len() / 2];
@@ -128,8 +132,11 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         };
         let row = Row {
             model: &subject.name,
-            backend: "cpu",
-            isa: isa.name(),
+            backend: if gpu.is_some() { "cuda" } else { "cpu" },
+            isa: gpu
+                .as_ref()
+                .map_or(isa.name(), |gpu| &gpu.architecture)
+                .to_string(),
             threads: rayon::current_num_threads(),
             test,
             tokens_per_s,
@@ -137,7 +144,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
             max: speeds[speeds.len() - 1],
             weight_bytes,
             peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
-            peak_vram_bytes: None,
+            peak_vram_bytes: gpu.map(|gpu| gpu.allocated_bytes),
             read_bytes_per_s: read.map(|(rate, _)| rate),
             bandwidth_fraction: read.map(|(rate, bytes)| tokens_per_s * bytes / rate),
             peak_fraction: peak,
@@ -150,30 +157,38 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         }
     };
     if !(pp.is_empty() && tg.is_empty()) {
-        let model = subject.model()?;
-        let weight_bytes = model.weight_bytes();
         let kv_cache = args.kv_cache.unwrap_or(subject.config.inference.kv_cache);
-        let mut generator = Generator::new(&model, isa, kv_cache.into());
+        let model = subject.model(args.backend, kv_cache.into())?;
+        let weight_bytes = model.weight_bytes();
+        let mut generator = model.generator(isa, kv_cache.into())?;
         let vocab = model.shape().vocab;
         for length in pp {
             let work = Work::of_reading(&subject.config, vocab, length)?;
-            let (speeds, floor) = beside_peak(isa, &work, || {
-                reading(&mut generator, vocab, length, args.reps)
-            })?;
+            let mut test = || reading(&mut generator, vocab, length, args.reps);
+            let (speeds, floor) = match model.gpu() {
+                Some(_) => (test()?, None),
+                None => beside_peak(isa, &work, test)?,
+            };
             print(Measured {
                 test: format!("pp{length}"),
                 speeds,
                 weight_bytes,
                 floor,
                 ledger_bytes: None,
+                gpu: model.gpu(),
             })?;
         }
         let codes = model.codes();
         let code_bytes: usize = codes.iter().map(|part| part.len()).sum();
         for length in tg {
-            let mut rates = read_rate(isa, &codes, args.reps);
+            let mut rates = Vec::new();
+            if code_bytes > 0 {
+                rates = read_rate(isa, &codes, args.reps);
+            }
             let speeds = writing(&mut generator, vocab, length, args.reps)?;
-            rates.extend(read_rate(isa, &codes, args.reps));
+            if code_bytes > 0 {
+                rates.extend(read_rate(isa, &codes, args.reps));
+            }
             rates.sort_by(f64::total_cmp);
             print(Measured {
                 test: format!("tg{length}"),
@@ -184,6 +199,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
                     bytes: code_bytes as f64,
                 }),
                 ledger_bytes: None,
+                gpu: model.gpu(),
             })?;
         }
     }
@@ -225,11 +241,11 @@ impl Subject {
         })
     }
 
-    /// The checkpoint's weights, or random ones.
-    fn model(&self) -> Result<InferenceModel> {
+    /// The checkpoint's weights, or random ones, where they are to be measured.
+    fn model(&self, backend: Backend, cache: CacheKind) -> Result<ResidentModel> {
         Ok(match &self.checkpoint {
-            Some(checkpoint) => checkpoint.load_for_inference(Compute::Int8)?,
-            None => InferenceModel::random(&self.config, self.vocab)?,
+            Some(checkpoint) => ResidentModel::load(checkpoint, backend, cache, Compute::Int8)?,
+            None => ResidentModel::random(&self.config, self.vocab, backend, cache)?,
         })
     }
 }
@@ -313,13 +329,15 @@ fn training(subject: &Subject, args: &BenchArgs, isa: Isa) -> Result<Measured> {
     config.model.vocab_size = subject.vocab;
     config.train.run = folder.0.join("run");
     config.train.threads = args.threads;
+    config.train.backend = args.backend;
     // Stopped by hand before the last step, so that no evaluation is made.
     config.train.steps = steps as u32 + 1;
     config.train.eval_every = 0;
     config.train.save_every = 0;
     let work = Work::of_training(&config, subject.vocab)?;
     let mut trainer = Trainer::new(config)?;
-    let (speeds, floor) = beside_peak(isa, &work, || {
+    let gpu = trainer.gpu();
+    let mut test = || {
         let mut speeds = Vec::with_capacity(steps);
         trainer.run(&mut |event| {
             if let Event::Step(row) = event {
@@ -332,13 +350,18 @@ fn training(subject: &Subject, args: &BenchArgs, isa: Isa) -> Result<Measured> {
             }
         })?;
         Ok(speeds.split_off(WARM_UP_STEPS))
-    })?;
+    };
+    let (speeds, floor) = match gpu {
+        Some(_) => (test()?, None),
+        None => beside_peak(isa, &work, test)?,
+    };
     Ok(Measured {
         test: "train".to_string(),
         speeds,
         weight_bytes: weight_bytes(trainer.model()),
         floor,
         ledger_bytes: Some(trainer.ledger().total()),
+        gpu,
     })
 }
 

@@ -7,16 +7,18 @@
 use std::ops::Range;
 
 use primal_kernels::cuda::{self, Buffer, CudaError, Device, DeviceWeights, KvCache, View};
-use primal_lut::{Grid, TensorFile};
+use primal_lut::Grid;
 use primal_optim::FloatVector;
 
 use super::layers::{Angles, NormAt, upload_angles};
 use crate::block::Block;
-use crate::build::{Source, Stored, build};
+use crate::build::{Source, build};
 use crate::config::{Compute, Config, FeedForward, FloatPart};
 use crate::device_ledger::{chunk_rows, widest_token};
+use crate::engine::GpuUse;
 use crate::error::ModelError;
 use crate::generate::Reader;
+use crate::inference::Weights;
 use crate::layers::Linear;
 use crate::model::Model;
 use crate::shape::ModelShape;
@@ -26,6 +28,7 @@ pub struct CudaInferenceModel {
     device: Device,
     shape: ModelShape,
     compute: Compute,
+    weight_bytes: u64,
     tok_embedding: DeviceWeights,
     pos_embedding: Option<DeviceWeights>,
     angles: Option<Angles>,
@@ -51,19 +54,21 @@ struct DeviceLinear {
 }
 
 impl CudaInferenceModel {
-    /// Copies a checkpoint's tensors to the GPU, matrix by matrix, to multiply as `compute` says.
+    /// Copies weights to the GPU, matrix by matrix, to multiply as `compute` says.
     pub(crate) fn open(
         config: &Config,
         vocab: usize,
-        file: &TensorFile,
+        from: &dyn Weights,
         compute: Compute,
     ) -> Result<Self, ModelError> {
         let device = super::open_device()?;
         let upload = &mut Upload {
             device: &device,
-            file: Stored(file),
+            config,
+            from,
         };
         let model: Model<DeviceWeights> = build(config, vocab, upload)?;
+        let weight_bytes = device.allocated_bytes();
         let mut values = Vec::new();
         let mut place = |vector: &FloatVector| {
             let start = values.len();
@@ -75,6 +80,7 @@ impl CudaInferenceModel {
         Ok(CudaInferenceModel {
             shape: model.shape,
             compute,
+            weight_bytes,
             tok_embedding: model.tok_embedding,
             pos_embedding: model.pos_embedding,
             angles: upload_angles(&device, model.rope.as_ref())?,
@@ -91,9 +97,14 @@ impl CudaInferenceModel {
         &self.shape
     }
 
-    /// Bytes of all buffers on the device: the model's and those of its readers.
-    pub fn allocated_bytes(&self) -> u64 {
-        self.device.allocated_bytes()
+    /// Bytes of all matrices.
+    pub(crate) fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// The GPU, with the buffers of the model and of its readers.
+    pub fn gpu(&self) -> GpuUse {
+        super::gpu_use(&self.device)
     }
 
     fn vector(&self, place: &Range<usize>) -> View<'_, f32> {
@@ -129,10 +140,11 @@ impl DeviceLinear {
     }
 }
 
-/// The tensors of a checkpoint, their matrices on a device.
+/// Weights, their matrices on a device.
 struct Upload<'a> {
     device: &'a Device,
-    file: Stored<'a>,
+    config: &'a Config,
+    from: &'a dyn Weights,
 }
 
 impl Source<DeviceWeights> for Upload<'_> {
@@ -144,12 +156,16 @@ impl Source<DeviceWeights> for Upload<'_> {
         grid: &Grid,
         part: FloatPart,
     ) -> Result<DeviceWeights, ModelError> {
-        let weight = self.file.matrix(name, size, std, grid, part)?;
-        Ok(match weight.quant() {
-            Some(matrix) => DeviceWeights::upload(self.device, matrix, name)?,
+        let (device, rows) = (self.device, 0..size.0);
+        let planned = (!self.config.model.is_float(part)).then_some(grid);
+        Ok(match self.from.checked_info(name, size, planned)? {
+            Some(info) => {
+                let matrix = self.from.quant_rows(name, rows, &info, std)?;
+                DeviceWeights::upload(device, &matrix, name)?
+            }
             None => {
-                let values = weight.dense().unwrap_or_default();
-                DeviceWeights::upload_dense(self.device, values, size, name)?
+                let values = self.from.dense_rows(name, size, rows, std)?;
+                DeviceWeights::upload_dense(device, &values, size, name)?
             }
         })
     }
@@ -160,7 +176,8 @@ impl Source<DeviceWeights> for Upload<'_> {
         len: usize,
         initial: f32,
     ) -> Result<FloatVector, ModelError> {
-        self.file.vector(name, len, initial)
+        let values = self.from.vector(&name, len, initial)?;
+        Ok(FloatVector::new(name, values).without_training())
     }
 }
 
