@@ -321,45 +321,100 @@ DEVICE void backward_keys(const float* __restrict__ qkv, const float* __restrict
     }
 }
 
-// A cache of keys (KV, S / 64, D, 64) and values (KV, S, W) in f16, S tokens rounded up to 64 and W = D
-// rounded up to 16: the CPU's KvCache. Of n new tokens, blocks y of the grid, the first is the last of `time`.
+// A cache of keys (KV, S / 64, D, 64) and values (KV, S, W), S tokens rounded up to 64 and W = D rounded up to 16, in f16, f32 or
+// i8, the last with scales (KV, S) of both: the CPU's KvCache. Of n new tokens, blocks y of the grid, the first is the last of
+// `time`.
+
+DEVICE float number(float x) { return x; }
+DEVICE float number(u16 bits) { return from_half(bits); }
+DEVICE float number(i8 x) { return (float)x; }
+DEVICE void put(float* to, float x) { *to = x; }
+DEVICE void put(u16* to, float x) { *to = to_half(x); }
+
+// Where element d of the key of a slot lies: transposed within its tile.
+DEVICE size_t key_place(size_t slot, int dim, int d) {
+    return slot / ATTENTION_TILE * ATTENTION_TILE * dim + d * ATTENTION_TILE + slot % ATTENTION_TILE;
+}
+
+DEVICE int padded_width(int dim) { return (dim + LANES - 1) / LANES * LANES; }
 
 // Stores the new tokens' keys and values, which follow their queries in qkv (n, (H + 2 KV) D).
-KERNEL __launch_bounds__(256)
-    store_token(const float* __restrict__ qkv, u16* keys, u16* values, Attention a, int stored) {
+template <typename E>
+DEVICE void store(const float* __restrict__ qkv, E* keys, E* values, const Attention& a, int stored) {
     int i = blockIdx.x * blockDim.x + threadIdx.x, dim = a.head_dim, width = a.kv_heads * dim;
     if (i >= width) return;
-    int token = a.time - 1 + blockIdx.y, d = i % dim, padded = (dim + LANES - 1) / LANES * LANES;
-    size_t slot = (size_t)(i / dim) * stored + token;
-    size_t tile = slot / ATTENTION_TILE * ATTENTION_TILE;
+    size_t slot = (size_t)(i / dim) * stored + a.time - 1 + blockIdx.y;
     qkv += blockIdx.y * (a.heads * dim + 2 * width) + a.heads * dim;
-    keys[tile * dim + d * ATTENTION_TILE + token % ATTENTION_TILE] = to_half(qkv[i]);
-    values[slot * padded + d] = to_half(qkv[width + i]);
+    put(keys + key_place(slot, dim, i % dim), qkv[i]);
+    put(values + slot * padded_width(dim) + i % dim, qkv[width + i]);
+}
+
+#define STORE(NAME, E)                                                                             \
+    KERNEL __launch_bounds__(256)                                                                   \
+        NAME(const float* qkv, E* keys, E* values, float*, float*, Attention a, int stored) {       \
+        store(qkv, keys, values, a, stored);                                                        \
+    }
+
+STORE(store_token, u16)
+STORE(store_token_f32, float)
+
+// The same in units of the largest magnitude of a token's key or value of a head / 127: half a warp each.
+KERNEL __launch_bounds__(256)
+    store_token_i8(const float* __restrict__ qkv, i8* keys, i8* values, float* key_scales,
+                   float* value_scales, Attention a, int stored) {
+    int item = half_warp_row(), lane = lane_of_row(), dim = a.head_dim;
+    if (item >= 2 * a.kv_heads) return;
+    bool is_key = item < a.kv_heads;
+    size_t slot = (size_t)(item % a.kv_heads) * stored + a.time - 1 + blockIdx.y;
+    qkv += (size_t)(blockIdx.y * (a.heads + 2 * a.kv_heads) + a.heads + item) * dim;
+    float most = 0.0f, nothing = 0.0f;
+    for (int d = lane; d < dim; d += LANES) {
+        most = max_of(fabsf(qkv[d]), most);
+        nothing = qkv[d] * 0.0f + nothing;
+    }
+    most = max_lane(most);
+    bool finite = sum_lanes(nothing) == 0.0f;
+    float scale = finite ? most / 127.0f : __int_as_float(0x7fc00000);
+    for (int d = lane; d < dim; d += LANES) {
+        float units = rintf(qkv[d] / scale);
+        // Zero by zero is zero.
+        i8 byte = units == units ? (i8)(int)(units < -128.0f ? -128.0f : 127.0f < units ? 127.0f : units) : 0;
+        if (is_key) keys[key_place(slot, dim, d)] = byte;
+        else values[slot * padded_width(dim) + d] = byte;
+    }
+    if (lane == 0) (is_key ? key_scales : value_scales)[slot] = scale;
 }
 
 // Attention of the new tokens' queries over the cache, each up to itself: a block a head. A thread has one token of
 // a tile, then up to two columns of the sum of values; sums run in the order of attention/cached.rs.
-KERNEL __launch_bounds__(ATTENTION_TILE)
-    attention_cached(const float* __restrict__ qkv, const u16* __restrict__ keys,
-                     const u16* __restrict__ values, float* out, Attention a, int stored) {
+template <typename E, bool SCALED>
+DEVICE void attend(const float* __restrict__ qkv, const E* __restrict__ keys, const E* __restrict__ values,
+                   const float* __restrict__ key_scales, const float* __restrict__ value_scales, float* out,
+                   const Attention& a, int stored) {
     __shared__ float query[128];
     __shared__ float p[ATTENTION_TILE];
+    __shared__ float scaled[SCALED ? ATTENTION_TILE : 1];
     int head = blockIdx.x, own = threadIdx.x, lane = lane_of_row(), dim = a.head_dim;
-    int padded = (dim + LANES - 1) / LANES * LANES, time = a.time + blockIdx.y;
+    int padded = padded_width(dim), time = a.time + blockIdx.y;
     qkv += blockIdx.y * (a.heads + 2 * a.kv_heads) * dim;
     out += blockIdx.y * a.heads * dim;
     size_t first_slot = (size_t)kv_head_of(a, head) * stored;
     keys += first_slot * dim + own;
     values += first_slot * padded + own;
+    if (SCALED) {
+        key_scales += first_slot + own;
+        value_scales += first_slot + own;
+    }
     for (int d = own; d < dim; d += ATTENTION_TILE) query[d] = qkv[head * dim + d];
     float largest = -INFINITE, total = 0.0f, column[2] = {0.0f, 0.0f};
     for (int start = 0; start < time; start += ATTENTION_TILE) {
         int count = min(ATTENTION_TILE, time - start);
         __syncthreads();
         float score = 0.0f;
-        const u16* key = keys + (size_t)start * dim;
+        const E* key = keys + (size_t)start * dim;
         #pragma unroll 8
-        for (int d = 0; d < dim; ++d) score = from_half(key[d * ATTENTION_TILE]) * query[d] + score;
+        for (int d = 0; d < dim; ++d) score = number(key[d * ATTENTION_TILE]) * query[d] + score;
+        if (SCALED) score = score * key_scales[start];
         p[own] = own < count ? score : -INFINITE;
         __syncthreads();
         // Every half-warp goes over the whole tile.
@@ -372,18 +427,22 @@ KERNEL __launch_bounds__(ATTENTION_TILE)
         largest = now;
         __syncthreads();
         p[own] = probability;
+        if (SCALED) scaled[own] = probability * value_scales[start];
         __syncthreads();
         float sum = 0.0f;
         #pragma unroll
         for (int t = 0; t < ATTENTION_TILE; t += LANES) sum = sum + p[t + lane];
         total = total * rescale + sum_lanes(sum);
-        const u16* value = values + (size_t)start * padded;
+        const E* value = values + (size_t)start * padded;
+        const float* weights = SCALED ? scaled : p;
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             if (own + i * ATTENTION_TILE >= dim) continue;
             float x = column[i] * rescale;
             #pragma unroll 8
-            for (int t = 0; t < count; ++t) x = p[t] * from_half(value[(size_t)t * padded + i * ATTENTION_TILE]) + x;
+            for (int t = 0; t < count; ++t) {
+                x = weights[t] * number(value[(size_t)t * padded + i * ATTENTION_TILE]) + x;
+            }
             column[i] = x;
         }
     }
@@ -394,6 +453,17 @@ KERNEL __launch_bounds__(ATTENTION_TILE)
         if (d < dim) out[head * dim + d] = column[i] * inverse;
     }
 }
+
+#define ATTEND(NAME, E, SCALED)                                                                     \
+    KERNEL __launch_bounds__(ATTENTION_TILE)                                                         \
+        NAME(const float* qkv, const E* keys, const E* values, const float* key_scales,              \
+             const float* value_scales, float* out, Attention a, int stored) {                       \
+        attend<E, SCALED>(qkv, keys, values, key_scales, value_scales, out, a, stored);              \
+    }
+
+ATTEND(attention_cached, u16, false)
+ATTEND(attention_cached_f32, float, false)
+ATTEND(attention_cached_i8, i8, true)
 
 // Heads of up to 64 and of up to 128 elements: rows of a half-warp and threads so that shared
 // memory and registers suffice.

@@ -409,27 +409,32 @@ fn attention_forward_backward_and_of_one_token() {
 
         // One token, two, three and so on, on the first sequence.
         let (width, out_width) = (shape.qkv_width(), shape.width());
-        let mut cache = KvCache::new(CacheKind::F16, kv_heads, head_dim, time);
-        let on_device = cuda::KvCache::new(&device, kv_heads, head_dim, time).unwrap();
-        let (mut first, mut n) = (0, 1);
-        while first < time {
-            let rows = &qkv[first * width..(first + n) * width];
-            let mut want = vec![0.0; n * out_width];
-            for (i, (row, want)) in rows
-                .chunks(width)
-                .zip(want.chunks_mut(out_width))
-                .enumerate()
-            {
-                cache.store(first + i, row, width);
-                attention_cached(isa(), &cache, heads, first + i, row, width, want);
+        let kinds = [CacheKind::F16, CacheKind::F32, CacheKind::Int8];
+        let all = kinds.map(|kind| {
+            let on_device = cuda::KvCache::new(&device, kind, kv_heads, head_dim, time).unwrap();
+            (KvCache::new(kind, kv_heads, head_dim, time), on_device)
+        });
+        for (kind, (mut cache, on_device)) in kinds.into_iter().zip(all) {
+            let (mut first, mut n) = (0, 1);
+            while first < time {
+                let rows = &qkv[first * width..(first + n) * width];
+                let mut want = vec![0.0; n * out_width];
+                for (i, (row, want)) in rows
+                    .chunks(width)
+                    .zip(want.chunks_mut(out_width))
+                    .enumerate()
+                {
+                    cache.store(first + i, row, width);
+                    attention_cached(isa(), &cache, heads, first + i, row, width, want);
+                }
+                let got = zeros(&device, n * out_width);
+                let rows = qkv_at.view(first * width..(first + n) * width);
+                on_device.attend(heads, first, rows, got.view(..)).unwrap();
+                let what = format!("{what}, {kind:?}, {n} tokens from {first} on");
+                assert_bits("attention_cached", &what, &got.to_vec().unwrap(), &want);
+                first += n;
+                n = (n + 1).min(time - first);
             }
-            let got = zeros(&device, n * out_width);
-            let rows = qkv_at.view(first * width..(first + n) * width);
-            on_device.attend(heads, first, rows, got.view(..)).unwrap();
-            let what = format!("{what}, {n} tokens from {first} on");
-            assert_bits("attention_cached", &what, &got.to_vec().unwrap(), &want);
-            first += n;
-            n = (n + 1).min(time - first);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The ledger of a GPU's memory: every buffer of a run there, known from the configuration alone,
 //! with or without a GPU.
 
-use primal_kernels::{CacheKind, Int8Grid, VOCAB_TILE};
+use primal_kernels::{Int8Grid, VOCAB_TILE};
 use primal_lut::Grid;
 use primal_optim::TILE_ROWS;
 
@@ -124,7 +124,7 @@ impl Ledger {
         ledger.row("angles of rotary positions", Rope::bytes(shape));
         ledger.row(
             "key and value cache",
-            Generator::cache_bytes(shape, CacheKind::F16),
+            Generator::cache_bytes(shape, config.inference.kv_cache.into()),
         );
         ledger.row(
             "buffers of tokens",

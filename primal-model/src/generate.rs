@@ -114,13 +114,13 @@ impl<'m> Generator<'m> {
         Generator::of(shape, Box::new(reader))
     }
 
-    /// An empty memory, in f16, beside `model` on its GPU.
+    /// An empty memory beside `model` on its GPU.
     ///
     /// # Errors
     /// Too little memory on the GPU.
     #[cfg(feature = "cuda")]
-    pub fn on_gpu(model: &'m CudaInferenceModel) -> Result<Self, ModelError> {
-        let reader = CudaReader::new(model)?;
+    pub fn on_gpu(model: &'m CudaInferenceModel, cache: CacheKind) -> Result<Self, ModelError> {
+        let reader = CudaReader::new(model, cache)?;
         Ok(Generator::of(model.shape(), Box::new(reader)))
     }
 

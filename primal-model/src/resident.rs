@@ -22,21 +22,19 @@ pub enum ResidentModel {
 }
 
 impl ResidentModel {
-    /// Loads a model for `backend`, to remember tokens in a cache of `kind` and to multiply by
-    /// matrices on the grid as `compute` says. Where the choice is free it goes to a GPU if there
-    /// is one that takes it.
+    /// Loads a model for `backend`, to multiply by matrices on the grid as `compute` says. Where
+    /// the choice is free it goes to a GPU if there is one that takes it.
     ///
     /// # Errors
     /// What is wrong with the files, or with the GPU that was asked for.
     pub fn load(
         checkpoint: &Checkpoint,
         backend: Backend,
-        kind: CacheKind,
         compute: Compute,
     ) -> Result<Self, ModelError> {
         let vocab = checkpoint.position.vocab;
         let file = checkpoint.weights()?;
-        ResidentModel::open(&checkpoint.config, vocab, &file, backend, kind, compute)
+        ResidentModel::open(&checkpoint.config, vocab, &file, backend, compute)
     }
 
     /// A model with random weights, to be measured, as [`ResidentModel::load`] would have it in
@@ -44,14 +42,9 @@ impl ResidentModel {
     ///
     /// # Errors
     /// Sizes that make no model, or what is wrong with the GPU that was asked for.
-    pub fn random(
-        config: &Config,
-        vocab: usize,
-        backend: Backend,
-        kind: CacheKind,
-    ) -> Result<Self, ModelError> {
+    pub fn random(config: &Config, vocab: usize, backend: Backend) -> Result<Self, ModelError> {
         let random = Random { config };
-        ResidentModel::open(config, vocab, &random, backend, kind, Compute::Int8)
+        ResidentModel::open(config, vocab, &random, backend, Compute::Int8)
     }
 
     fn open(
@@ -59,11 +52,10 @@ impl ResidentModel {
         vocab: usize,
         from: &dyn Weights,
         backend: Backend,
-        kind: CacheKind,
         compute: Compute,
     ) -> Result<Self, ModelError> {
         if backend != Backend::Cpu {
-            match ResidentModel::on_gpu(config, vocab, from, kind, compute) {
+            match ResidentModel::on_gpu(config, vocab, from, compute) {
                 Err(error) if backend == Backend::Auto => {
                     tracing::debug!(%error, "runs on the processor");
                 }
@@ -79,14 +71,8 @@ impl ResidentModel {
         config: &Config,
         vocab: usize,
         from: &dyn Weights,
-        kind: CacheKind,
         compute: Compute,
     ) -> Result<Self, ModelError> {
-        if kind != CacheKind::F16 {
-            return Err(ModelError::Cuda(
-                "a GPU keeps keys and values in f16; hint: --kv-cache f16, or --backend cpu".into(),
-            ));
-        }
         let model = CudaInferenceModel::open(config, vocab, from, compute)?;
         Ok(ResidentModel::Cuda(model.into()))
     }
@@ -96,7 +82,6 @@ impl ResidentModel {
         _config: &Config,
         _vocab: usize,
         _from: &dyn Weights,
-        _kind: CacheKind,
         _compute: Compute,
     ) -> Result<Self, ModelError> {
         Err(ModelError::NoCuda)
@@ -138,8 +123,7 @@ impl ResidentModel {
         }
     }
 
-    /// An empty memory for the model, of the kind that it was loaded for. `isa` is for the
-    /// processor.
+    /// An empty memory for the model. `isa` is for the processor.
     ///
     /// # Errors
     /// Too little memory on a GPU.
@@ -147,7 +131,7 @@ impl ResidentModel {
         match self {
             ResidentModel::Cpu(model) => Ok(Generator::new(model, isa, kind)),
             #[cfg(feature = "cuda")]
-            ResidentModel::Cuda(model) => Generator::on_gpu(model),
+            ResidentModel::Cuda(model) => Generator::on_gpu(model, kind),
         }
     }
 }

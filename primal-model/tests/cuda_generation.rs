@@ -36,14 +36,14 @@ fn trained(folder: &Path, changes: &[&str]) -> Checkpoint {
 }
 
 /// Writes greedily from a prompt; returns the tokens and the logits after each.
-fn write(model: &ResidentModel) -> (Vec<u32>, Vec<Vec<f32>>) {
+fn write(model: &ResidentModel, kind: CacheKind) -> (Vec<u32>, Vec<Vec<f32>>) {
     let greedy = Sampling {
         temperature: 0.0,
         ..Sampling::default()
     };
     let mut sampler = TokenSampler::new(greedy).unwrap();
     let isa = Isa::from_env().unwrap();
-    let mut generator = model.generator(isa, CacheKind::F16).unwrap();
+    let mut generator = model.generator(isa, kind).unwrap();
     let mut tokens = vec![3, 1, 4, 1, 5, 9, 2, 6, 5, 3];
     let mut logits = vec![generator.feed(&tokens).unwrap().to_vec()];
     while tokens.len() < TOKENS {
@@ -61,16 +61,17 @@ fn on_both(changes: &[&str], compute: Compute) -> [(Vec<u32>, Vec<Vec<f32>>); 2]
     let standin = cuda_standin::install(1).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = trained(folder.path(), changes);
+    let kind = checkpoint.config.inference.kv_cache.into();
     standin.counts(0);
     let written = [Backend::Cpu, Backend::Cuda].map(|backend| {
-        let model = ResidentModel::load(&checkpoint, backend, CacheKind::F16, compute).unwrap();
+        let model = ResidentModel::load(&checkpoint, backend, compute).unwrap();
         if let ResidentModel::Cuda(on_gpu) = &model {
-            let _generator = model.generator(Isa::best(), CacheKind::F16).unwrap();
+            let _generator = model.generator(Isa::best(), kind).unwrap();
             let ledger = Ledger::for_gpu_inference(&checkpoint.config, model.shape());
             let gpu = on_gpu.gpu();
             assert_eq!(gpu.allocated_bytes, ledger.total(), "{changes:?}");
         }
-        write(&model)
+        write(&model, kind)
     });
     let counts = standin.counts(0);
     println!(
@@ -119,6 +120,12 @@ fn scales_by_group_and_matrices_that_are_float() {
 }
 
 #[test]
+fn other_caches_have_the_processors_bits() {
+    same_bits(&["inference.kv_cache=int8"]);
+    same_bits(&["inference.kv_cache=f32"]);
+}
+
+#[test]
 fn products_in_float_are_near_the_processors() {
     nearly_the_same(&[], Compute::Float, 1e-3);
 }
@@ -132,30 +139,20 @@ fn nearly_the_same(changes: &[&str], compute: Compute, tolerance: f32) {
 }
 
 #[test]
-fn what_a_gpu_does_not_take_is_said_or_left_to_the_processor() {
+fn what_does_not_fit_is_said_or_left_to_the_processor() {
     let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     let standin = cuda_standin::install(1).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = trained(folder.path(), &[]);
-    let load = |backend, kind| ResidentModel::load(&checkpoint, backend, kind, Compute::Int8);
-    let refused = load(Backend::Cuda, CacheKind::Int8)
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(refused.contains("--kv-cache f16"), "{refused}");
-    let free = load(Backend::Auto, CacheKind::Int8).unwrap();
-    assert!(matches!(free, ResidentModel::Cpu(_)));
-    let free = load(Backend::Auto, CacheKind::F16).unwrap();
+    let load = |backend| ResidentModel::load(&checkpoint, backend, Compute::Int8);
+    let free = load(Backend::Auto).unwrap();
     assert!(matches!(free, ResidentModel::Cuda(_)));
     drop(free);
     standin.inject(0, cuda_standin::Injection::Memory, 10_000);
-    let refused = load(Backend::Cuda, CacheKind::F16)
-        .err()
-        .unwrap()
-        .to_string();
+    let refused = load(Backend::Cuda).err().unwrap().to_string();
     assert!(refused.contains("out of GPU memory"), "{refused}");
     assert!(matches!(
-        load(Backend::Auto, CacheKind::F16).unwrap(),
+        load(Backend::Auto).unwrap(),
         ResidentModel::Cpu(_)
     ));
     standin.inject(0, cuda_standin::Injection::Memory, 11 << 30);

@@ -375,7 +375,7 @@ fn over_budget(usage: &Usage) -> Option<String> {
 /// Threads of the kernel's blocks that a multiprocessor holds, in percent of what it could.
 fn occupancy(usage: &Usage, architecture: &str) -> String {
     let threads = match usage.kernel.as_str() {
-        "attention_cached" => 64,
+        kernel if kernel.starts_with("attention_cached") => 64,
         kernel if kernel.starts_with("attention_backward_keys") => 128,
         kernel if kernel.starts_with("attention") && kernel.ends_with("_128") => 128,
         _ => 256,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use primal_kernels::{CacheKind, Isa, multiply_rates, read_rate};
+use primal_kernels::{Isa, multiply_rates, read_rate};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::{Backend, Compute, Config};
 use primal_model::generate::Generator;
@@ -158,7 +158,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     };
     if !(pp.is_empty() && tg.is_empty()) {
         let kv_cache = args.kv_cache.unwrap_or(subject.config.inference.kv_cache);
-        let model = subject.model(args.backend, kv_cache.into())?;
+        let model = subject.model(args.backend)?;
         let weight_bytes = model.weight_bytes();
         let mut generator = model.generator(isa, kv_cache.into())?;
         let vocab = model.shape().vocab;
@@ -242,10 +242,10 @@ impl Subject {
     }
 
     /// The checkpoint's weights, or random ones, where they are to be measured.
-    fn model(&self, backend: Backend, cache: CacheKind) -> Result<ResidentModel> {
+    fn model(&self, backend: Backend) -> Result<ResidentModel> {
         Ok(match &self.checkpoint {
-            Some(checkpoint) => ResidentModel::load(checkpoint, backend, cache, Compute::Int8)?,
-            None => ResidentModel::random(&self.config, self.vocab, backend, cache)?,
+            Some(checkpoint) => ResidentModel::load(checkpoint, backend, Compute::Int8)?,
+            None => ResidentModel::random(&self.config, self.vocab, backend)?,
         })
     }
 }

@@ -110,8 +110,7 @@ impl WriterArgs {
     /// The model of `path`, where and as it shall compute.
     fn load(&self, path: &Path) -> Result<Loaded<ResidentModel>> {
         Loaded::open(path, self.threads, |checkpoint| {
-            let kind = cache_kind(checkpoint, self.kv_cache);
-            ResidentModel::load(checkpoint, self.backend, kind, self.compute)
+            ResidentModel::load(checkpoint, self.backend, self.compute)
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for, blocks_for_rows, launch};
 use super::error::CudaError;
-use crate::attention::{AttentionShape, TILE};
+use crate::attention::{AttentionShape, CacheKind, TILE};
 use crate::lanes::LANES;
 
 /// The `Attention` of attention.cu.
@@ -176,13 +176,16 @@ pub fn attention_backward(
     )
 }
 
-/// Keys and values of the tokens that one layer has seen, in f16: laid out and rounded as the CPU's
+/// Keys and values of the tokens that one layer has seen: laid out and rounded as the CPU's
 /// `KvCache` of that kind.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Bits of f16.
-    keys: Buffer<u16>,
-    values: Buffer<u16>,
+    kind: CacheKind,
+    keys: Buffer<u8>,
+    values: Buffer<u8>,
+    /// (KV, S) each, or empty.
+    key_scales: Buffer<f32>,
+    value_scales: Buffer<f32>,
     kv_heads: usize,
     head_dim: usize,
     tokens: usize,
@@ -195,15 +198,25 @@ impl KvCache {
     /// Too little memory, or heads of more than 128 elements.
     pub fn new(
         device: &Device,
+        kind: CacheKind,
         kv_heads: usize,
         head_dim: usize,
         tokens: usize,
     ) -> Result<KvCache, CudaError> {
         check_head(head_dim)?;
-        let (rows, what) = (kv_heads * tokens.next_multiple_of(TILE), "keys and values");
+        let (slots, what) = (kv_heads * tokens.next_multiple_of(TILE), "keys and values");
+        let (bytes, scales) = match kind {
+            CacheKind::F32 => (4, 0),
+            CacheKind::F16 => (2, 0),
+            CacheKind::Int8 => (1, slots),
+        };
+        let padded = head_dim.next_multiple_of(LANES);
         Ok(KvCache {
-            keys: Buffer::zeros(device, rows * head_dim, what)?,
-            values: Buffer::zeros(device, rows * head_dim.next_multiple_of(LANES), what)?,
+            kind,
+            keys: Buffer::zeros(device, bytes * slots * head_dim, what)?,
+            values: Buffer::zeros(device, bytes * slots * padded, what)?,
+            key_scales: Buffer::zeros(device, scales, what)?,
+            value_scales: Buffer::zeros(device, scales, what)?,
             kv_heads,
             head_dim,
             tokens,
@@ -239,26 +252,42 @@ impl KvCache {
         };
         let qkv_at = qkv.of(n * shape.qkv_width(), "qkv is (n, (H + 2 KV) D)");
         let (keys, values) = (self.keys.view(..).address, self.values.view(..).address);
+        let key_scales = self.key_scales.view(..).address;
+        let value_scales = self.value_scales.view(..).address;
         let stored = self.tokens.next_multiple_of(TILE) as i32;
+        let element_blocks = blocks_for(self.kv_heads * self.head_dim);
+        let (store, attend, [blocks, ..]) = match self.kind {
+            CacheKind::F32 => ("store_token_f32", "attention_cached_f32", element_blocks),
+            CacheKind::F16 => ("store_token", "attention_cached", element_blocks),
+            CacheKind::Int8 => (
+                "store_token_i8",
+                "attention_cached_i8",
+                blocks_for_rows(2 * self.kv_heads),
+            ),
+        };
         launch!(
             out.device,
-            "store_token",
-            [blocks_for(self.kv_heads * self.head_dim)[0], n, 1],
+            store,
+            [blocks, n, 1],
             THREADS,
             qkv_at,
             keys,
             values,
+            key_scales,
+            value_scales,
             raw(&shape),
             stored,
         )?;
         launch!(
             out.device,
-            "attention_cached",
+            attend,
             [heads, n, 1],
             TILE as u32,
             qkv_at,
             keys,
             values,
+            key_scales,
+            value_scales,
             out.of(n * shape.width(), "out is (n, H D)"),
             raw(&shape),
             stored,

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use primal_kernels::CacheKind;
 use primal_kernels::cuda::{self, Buffer, CudaError, Device, DeviceWeights, KvCache, View};
 use primal_lut::Grid;
 use primal_optim::FloatVector;
@@ -204,11 +205,11 @@ pub(crate) struct CudaReader<'m> {
 }
 
 impl<'m> CudaReader<'m> {
-    pub(crate) fn new(model: &'m CudaInferenceModel) -> Result<Self, ModelError> {
+    pub(crate) fn new(model: &'m CudaInferenceModel, kind: CacheKind) -> Result<Self, ModelError> {
         let (device, shape) = (&model.device, &model.shape);
         let rows = chunk_rows(shape);
         let floats = |len: usize| Buffer::zeros(device, rows * len, "buffers of tokens");
-        let cache = |_| KvCache::new(device, shape.n_kv_head, shape.head_dim, shape.context);
+        let cache = |_| KvCache::new(device, kind, shape.n_kv_head, shape.head_dim, shape.context);
         Ok(CudaReader {
             model,
             caches: (0..shape.n_layer).map(cache).collect::<Result<_, _>>()?,
