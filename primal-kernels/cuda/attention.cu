@@ -393,7 +393,6 @@ DEVICE void attend(const float* __restrict__ qkv, const E* __restrict__ keys, co
                    const Attention& a, int stored) {
     __shared__ float query[128];
     __shared__ float p[ATTENTION_TILE];
-    __shared__ float scaled[SCALED ? ATTENTION_TILE : 1];
     int head = blockIdx.x, own = threadIdx.x, lane = lane_of_row(), dim = a.head_dim;
     int padded = padded_width(dim), time = a.time + blockIdx.y;
     qkv += blockIdx.y * (a.heads + 2 * a.kv_heads) * dim;
@@ -427,21 +426,24 @@ DEVICE void attend(const float* __restrict__ qkv, const E* __restrict__ keys, co
         largest = now;
         __syncthreads();
         p[own] = probability;
-        if (SCALED) scaled[own] = probability * value_scales[start];
         __syncthreads();
         float sum = 0.0f;
         #pragma unroll
         for (int t = 0; t < ATTENTION_TILE; t += LANES) sum = sum + p[t + lane];
         total = total * rescale + sum_lanes(sum);
+        if (SCALED) {
+            __syncthreads();
+            p[own] = probability * value_scales[start];
+            __syncthreads();
+        }
         const E* value = values + (size_t)start * padded;
-        const float* weights = SCALED ? scaled : p;
         #pragma unroll
         for (int i = 0; i < 2; ++i) {
             if (own + i * ATTENTION_TILE >= dim) continue;
             float x = column[i] * rescale;
             #pragma unroll 8
             for (int t = 0; t < count; ++t) {
-                x = weights[t] * number(value[(size_t)t * padded + i * ATTENTION_TILE]) + x;
+                x = p[t] * number(value[(size_t)t * padded + i * ATTENTION_TILE]) + x;
             }
             column[i] = x;
         }
