@@ -18,7 +18,7 @@ pub(crate) const GRADIENT_ROWS: usize = VOCAB_TILE;
 /// Columns of the smallest group of weights that tokens are multiplied with in int8.
 const SMALLEST_GROUP: usize = 32;
 
-/// The most tokens of a prompt that are read at a time: rows of a tile of a product.
+/// The most tokens of a prompt that are read at a time.
 const CHUNK_ROWS: usize = 64;
 
 /// Bytes of the buffers of those tokens, if more than one.
