@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::int8::Path;
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
@@ -276,12 +277,12 @@ fn add_products(isa: Isa, dy: PanelBlock<'_>, x: PanelBlock<'_>, tile: Tile<'_>)
     for (i, out) in out.chunks_mut(ROWS * stride).enumerate() {
         let first = i * ROWS;
         let sums = &mut sums[..out.len().div_ceil(stride)];
-        #[cfg(target_arch = "x86_64")]
-        let done = x86::sum_pairs(isa, dy.pairs, x.pairs, first, sums);
-        #[cfg(not(target_arch = "x86_64"))]
-        let done = false;
-        if !done {
-            sum_pairs(dy.pairs, x.pairs, first, sums);
+        match Path::of(isa) {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 | Path::AvxVnni | Path::Avx512Vnni => {
+                x86::sum_pairs(isa, dy.pairs, x.pairs, first, sums);
+            }
+            _ => sum_pairs(dy.pairs, x.pairs, first, sums),
         }
         let dy_steps = &dy.steps[first..];
         let tile = Tile { out, ..tile };
@@ -347,19 +348,18 @@ mod x86 {
     use crate::int8::Path;
     use crate::isa::Isa;
 
-    /// See [`super::sum_pairs`]; false, with nothing done, where no instruction does it.
+    /// See [`super::sum_pairs`].
     pub(super) fn sum_pairs(
         isa: Isa,
         dy: &[Pairs],
         x: &[Pairs],
         first: usize,
         sums: &mut [[i32; PANEL_COLS]],
-    ) -> bool {
+    ) {
         assert!(dy.len() == x.len() && first + sums.len() <= PANEL_COLS);
         // SAFETY: the path follows from features that the token proves.
         unsafe {
             match (Path::of(isa), sums.len()) {
-                (Path::Scalar, _) => return false,
                 (Path::Avx512Vnni, 1) => rows_512::<1>(dy, x, first, sums),
                 (Path::Avx512Vnni, 2) => rows_512::<2>(dy, x, first, sums),
                 (Path::Avx512Vnni, 3) => rows_512::<3>(dy, x, first, sums),
@@ -368,9 +368,9 @@ mod x86 {
                 (Path::Avx512Vnni, _) => rows_512::<ROWS>(dy, x, first, sums),
                 (Path::AvxVnni, _) => rows_256_vnni(dy, x, first, sums),
                 (Path::Avx2, _) => rows_256_plain(dy, x, first, sums),
+                (Path::Scalar, _) => unreachable!("the scalar path has a kernel of its own"),
             }
         }
-        true
     }
 
     /// `R` rows × 64 columns in 4 R registers.

@@ -164,31 +164,25 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         let vocab = model.shape().vocab;
         for length in pp {
             let work = Work::of_reading(&subject.config, vocab, length)?;
-            let mut test = || reading(&mut generator, vocab, length, args.reps);
-            let (speeds, floor) = match model.gpu() {
-                Some(_) => (test()?, None),
-                None => beside_peak(isa, &work, test)?,
-            };
+            let gpu = model.gpu();
+            let (speeds, floor) = beside_peak(isa, &work, gpu.as_ref(), || {
+                reading(&mut generator, vocab, length, args.reps)
+            })?;
             print(Measured {
                 test: format!("pp{length}"),
                 speeds,
                 weight_bytes,
                 floor,
                 ledger_bytes: None,
-                gpu: model.gpu(),
+                gpu,
             })?;
         }
         let codes = model.codes();
         let code_bytes: usize = codes.iter().map(|part| part.len()).sum();
         for length in tg {
-            let mut rates = Vec::new();
-            if code_bytes > 0 {
-                rates = read_rate(isa, &codes, args.reps);
-            }
+            let mut rates = read_rate(isa, &codes, args.reps);
             let speeds = writing(&mut generator, vocab, length, args.reps)?;
-            if code_bytes > 0 {
-                rates.extend(read_rate(isa, &codes, args.reps));
-            }
+            rates.extend(read_rate(isa, &codes, args.reps));
             rates.sort_by(f64::total_cmp);
             print(Measured {
                 test: format!("tg{length}"),
@@ -289,13 +283,18 @@ fn writing(
     (0..reps).map(|_| once()).collect()
 }
 
-/// Runs a test bound by arithmetic between two measurements of the arithmetic alone.
+/// Runs a test bound by arithmetic between two measurements of the arithmetic alone, which a GPU
+/// has none of.
 fn beside_peak(
     isa: Isa,
     work: &Work,
+    gpu: Option<&GpuUse>,
     test: impl FnOnce() -> Result<Vec<f64>>,
 ) -> Result<(Vec<f64>, Option<Floor>)> {
-    let seconds = || multiply_rates(isa, PEAK_REPS).map(|rates| work.seconds(&rates));
+    let seconds = || match gpu {
+        Some(_) => None,
+        None => multiply_rates(isa, PEAK_REPS).map(|rates| work.seconds(&rates)),
+    };
     let before = seconds();
     let speeds = test()?;
     let seconds = before.zip(seconds()).map(|(a, b)| a.min(b));
@@ -337,7 +336,7 @@ fn training(subject: &Subject, args: &BenchArgs, isa: Isa) -> Result<Measured> {
     let work = Work::of_training(&config, subject.vocab)?;
     let mut trainer = Trainer::new(config)?;
     let gpu = trainer.gpu();
-    let mut test = || {
+    let (speeds, floor) = beside_peak(isa, &work, gpu.as_ref(), || {
         let mut speeds = Vec::with_capacity(steps);
         trainer.run(&mut |event| {
             if let Event::Step(row) = event {
@@ -350,11 +349,7 @@ fn training(subject: &Subject, args: &BenchArgs, isa: Isa) -> Result<Measured> {
             }
         })?;
         Ok(speeds.split_off(WARM_UP_STEPS))
-    };
-    let (speeds, floor) = match gpu {
-        Some(_) => (test()?, None),
-        None => beside_peak(isa, &work, test)?,
-    };
+    })?;
     Ok(Measured {
         test: "train".to_string(),
         speeds,
