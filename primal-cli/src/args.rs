@@ -116,7 +116,8 @@ pub struct TrainArgs {
     /// Sequences in a step.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub batch: Option<usize>,
-    /// Pieces of a step that vote on their own.
+    /// Pieces of a step that vote on their own [default: as configured, or of as many sequences
+    /// with another --batch].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub micro_batches: Option<usize>,
     /// Pieces computed at once; costs memory, changes no result.
@@ -346,7 +347,8 @@ pub struct PlanArgs {
     /// Sequences in a step.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub batch: Option<usize>,
-    /// Pieces of a step that vote on their own.
+    /// Pieces of a step that vote on their own [default: as configured, or of as many sequences
+    /// with another --batch].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub micro_batches: Option<usize>,
     /// What computes.
@@ -415,8 +417,8 @@ pub struct BenchArgs {
     /// Sequences in a training step.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub batch: Option<usize>,
-    /// Pieces of a training step that vote on their own [default: as configured, or as many as
-    /// divide the batch].
+    /// Pieces of a training step that vote on their own [default: as configured, or of as many
+    /// sequences with another --batch].
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub micro_batches: Option<usize>,
     /// Override any key of the preset, e.g. model.width=512; can be given many times.

@@ -10,8 +10,13 @@ mod run_status;
 use std::process::ExitCode;
 
 use clap::Parser;
+use primal_kernels::LargePages;
 
 use crate::args::{Args, Command};
+
+/// Activations and gradients are megabytes each; on small pages their addresses cost time.
+#[global_allocator]
+static ALLOCATOR: LargePages = LargePages;
 
 fn main() -> ExitCode {
     let args = Args::parse();

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use crate::int8::Path;
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
+use crate::prefetch::ask_for;
 
 /// Columns of a panel.
 const PANEL_COLS: usize = 64;
@@ -277,6 +278,9 @@ fn add_products(isa: Isa, dy: PanelBlock<'_>, x: PanelBlock<'_>, tile: Tile<'_>)
     for (i, out) in out.chunks_mut(ROWS * stride).enumerate() {
         let first = i * ROWS;
         let sums = &mut sums[..out.len().div_ceil(stride)];
+        for row in out.chunks(stride) {
+            ask_for(&row[..tile.width]);
+        }
         match Path::of(isa) {
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 | Path::AvxVnni | Path::Avx512Vnni => {

@@ -64,6 +64,7 @@ mod lanes;
 mod loss;
 mod multiply_rate;
 mod norm;
+mod prefetch;
 mod rope;
 mod rows;
 mod signal;
@@ -83,7 +84,7 @@ pub use counting::CountingAllocator;
 pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
 pub use error::KernelError;
 pub use grid::{add_scaled, decode_row, decode_values, dot, matvec};
-pub use huge::{HugeArena, HugeBytes};
+pub use huge::{HugeArena, HugeBytes, LargePages};
 pub use int8::{
     ByteWeights, INT8_MAX_COLS, Int8Grid, Int8Rows, PackedWeights, QuantisedRows, byte_matvec,
     int8_matmul_nn, int8_matmul_nt, int8_matvec, int8_panel_bytes,

@@ -16,6 +16,7 @@ use primal_model::{GpuUse, Model, ResidentModel, Work};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
+use crate::commands::train::cut_batch;
 use crate::commands::{apply_overrides, bench_vocoder, start_threads};
 use crate::output;
 use crate::progress::note;
@@ -305,14 +306,7 @@ fn beside_peak(
 fn training(subject: &Subject, args: &BenchArgs, isa: Isa) -> Result<Measured> {
     let folder = TemporaryFolder::create()?;
     let mut config = subject.config.clone();
-    if let Some(batch) = args.batch {
-        config.train.micro_batches = largest_divisor(batch, config.train.micro_batches);
-        config.train.batch = batch;
-    }
-    if let Some(micro_batches) = args.micro_batches {
-        config.train.micro_batches = micro_batches;
-        config.train.micro_batches_per_pass = 1;
-    }
+    cut_batch(&mut config.train, args.batch, args.micro_batches);
     let steps = WARM_UP_STEPS + args.reps;
     let text = folder.0.join("text.txt");
     // As many kinds of token as the model has: characters of a small vocabulary, else bytes.
@@ -364,14 +358,6 @@ fn training(subject: &Subject, args: &BenchArgs, isa: Isa) -> Result<Measured> {
 fn made_up_token(index: usize, vocab: usize) -> u32 {
     // 7919 is prime, so it has no factor in common with any vocabulary but its own multiples.
     (index * 7919 % vocab) as u32
-}
-
-/// The largest number up to `most` that divides `batch`.
-fn largest_divisor(batch: usize, most: usize) -> usize {
-    (1..=most.min(batch))
-        .rev()
-        .find(|pieces| batch.is_multiple_of(*pieces))
-        .unwrap_or(1)
 }
 
 fn weight_bytes(model: &Model) -> u64 {
@@ -433,13 +419,5 @@ mod tests {
                 .collect();
             assert_eq!(tokens.len(), vocab);
         }
-    }
-
-    #[test]
-    fn a_batch_keeps_as_many_pieces_as_fit() {
-        assert_eq!(largest_divisor(8, 8), 8);
-        assert_eq!(largest_divisor(6, 4), 3);
-        assert_eq!(largest_divisor(7, 4), 1);
-        assert_eq!(largest_divisor(1, 8), 1);
     }
 }

@@ -12,6 +12,7 @@ use primal_model::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::args::PlanArgs;
+use crate::commands::train::cut_batch;
 use crate::commands::{apply_overrides, base_config};
 use crate::output;
 use crate::progress::note;
@@ -28,12 +29,7 @@ struct Plan {
 /// Prints the ledgers of training and of inference.
 pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     let mut config = base_config(&args.base)?;
-    if let Some(batch) = args.batch {
-        config.train.batch = batch;
-    }
-    if let Some(micro_batches) = args.micro_batches {
-        config.train.micro_batches = micro_batches;
-    }
+    cut_batch(&mut config.train, args.batch, args.micro_batches);
     if let Some(budget) = args.memory_budget {
         config.train.memory_budget_mib = budget;
     }

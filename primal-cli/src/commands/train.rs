@@ -13,7 +13,7 @@ use anyhow::bail;
 use anyhow::{Context, Result};
 use primal_model::ModelError;
 use primal_model::checkpoint::{self, Checkpoint};
-use primal_model::config::Config;
+use primal_model::config::{Config, TrainConfig};
 use primal_model::ledger::Ledger;
 use primal_model::metrics::DoneRow;
 use primal_model::parallel::Exchange;
@@ -193,8 +193,7 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
     override_with(&mut config.train.run, &args.run);
     override_with(&mut config.optim.rule, &args.rule);
     override_with(&mut config.train.steps, &args.steps);
-    override_with(&mut config.train.batch, &args.batch);
-    override_with(&mut config.train.micro_batches, &args.micro_batches);
+    cut_batch(&mut config.train, args.batch, args.micro_batches);
     override_with(
         &mut config.train.micro_batches_per_pass,
         &args.micro_batches_per_pass,
@@ -215,6 +214,23 @@ pub(super) fn override_with<T: Clone>(key: &mut T, flag: &Option<T>) {
     if let Some(value) = flag {
         key.clone_from(value);
     }
+}
+
+/// Takes over the sequences and the pieces of a step, where given. A batch alone is cut into
+/// micro-batches of as many sequences as before, or of the most below that divide it: they are
+/// what memory grows with.
+pub(super) fn cut_batch(
+    train: &mut TrainConfig,
+    batch: Option<usize>,
+    micro_batches: Option<usize>,
+) {
+    if let Some(batch) = batch {
+        let before = train.batch / train.micro_batches.max(1);
+        let divides = |size: &usize| batch.is_multiple_of(*size);
+        let size = (1..=before.min(batch)).rev().find(divides).unwrap_or(1);
+        (train.batch, train.micro_batches) = (batch, batch / size);
+    }
+    override_with(&mut train.micro_batches, &micro_batches);
 }
 
 /// The first Ctrl-C asks the run to save and stop, the second ends the program at once.
@@ -323,4 +339,29 @@ fn conclude(config: &Config, summary: &Summary, json: bool) -> Result<ExitCode> 
     output::line(format_args!("state hash          {}", done.state_hash))?;
     output::line(format_args!("checkpoint          {checkpoint}"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_alone_keeps_the_size_of_its_pieces() {
+        let pieces = |batch, micro_batches| {
+            let (batch_before, micro_batches_before) = (64, 32);
+            let mut train = TrainConfig {
+                batch: batch_before,
+                micro_batches: micro_batches_before,
+                ..TrainConfig::default()
+            };
+            cut_batch(&mut train, batch, micro_batches);
+            (train.batch, train.micro_batches)
+        };
+        assert_eq!(pieces(None, None), (64, 32));
+        assert_eq!(pieces(Some(16), None), (16, 8));
+        assert_eq!(pieces(Some(7), None), (7, 7));
+        assert_eq!(pieces(Some(1), None), (1, 1));
+        assert_eq!(pieces(Some(16), Some(4)), (16, 4));
+        assert_eq!(pieces(None, Some(8)), (64, 8));
+    }
 }

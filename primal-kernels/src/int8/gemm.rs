@@ -11,6 +11,7 @@ use super::panel::{FLIP, PANEL_COLS, Quad, fill_panel_transposed};
 use super::{INT8_MAX_COLS, Int8Grid, Int8Rows, Path, QuantisedRows};
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
+use crate::prefetch::ask_for;
 
 /// Tokens that are multiplied with a panel while its columns stay in registers.
 pub(super) const TOKENS: usize = 6;
@@ -206,6 +207,9 @@ unsafe fn multiply_panel(
             // and one row is in use at a time.
             unsafe { std::slice::from_raw_parts_mut(output.start.add(at), width) }
         };
+        for t in 0..count {
+            ask_for(row_of_y(t));
+        }
         if let [scales] = panel.scales.as_slice() {
             let values = rows.map(|row| &row.as_chunks::<4>().0[..panel.quads.len()]);
             panel_sums(isa, &panel.quads, &values, count, &mut sums);
