@@ -50,10 +50,13 @@ fn generates_on_the_device_what_the_processor_does() {
         command
     };
     for sampling in [
-        ["--temperature", "0"],
-        ["--seed", "7"],
-        ["--kv-cache", "int8"],
+        "--temperature 0",
+        "--seed 7",
+        "--kv-cache int8",
+        "--temperature 1.7 --top-k 0 --top-p 1 --min-p 0 --repeat-penalty 1.2",
+        "--top-k 3 --top-p 0.8 --repeat-penalty 1.5 --seed 2",
     ] {
+        let sampling: Vec<&str> = sampling.split(' ').collect();
         let want = json(&mut generate("cpu", &sampling));
         let mut command = generate("cuda", &sampling);
         let got = json(with_gpu(&place, &mut command, &[]));

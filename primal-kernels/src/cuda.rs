@@ -22,6 +22,7 @@ mod loss;
 mod norm;
 mod nvrtc;
 mod probe;
+mod sampling;
 mod source;
 mod vote;
 mod weights;
@@ -44,6 +45,7 @@ pub use loss::{
 pub use norm::{NormSizes, fold_column_sums, norm_backward, norm_forward};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use probe::{CudaReport, report};
+pub use sampling::Sampler;
 pub use source::{OPTIONS, kernel_names, source, source_hash};
 pub use vote::{
     BallotSizes, Ballots, CastStep, begin_votes, cast_votes, count_votes, end_votes,

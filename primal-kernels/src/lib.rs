@@ -15,6 +15,7 @@
 //! - **Layers**: [`matmul_nt`], [`attention`], [`norm()`], [`rotate`], [`gelu`], [`swiglu`],
 //!   [`cross_entropy_forward`] and their backward passes.
 //! - **Float part**: [`adamw`].
+//! - **Text**: [`TokenChooser`] takes the next token by its logit.
 //! - **Sound**: [`Conv1d`] over channel-major [`Signal`]s.
 //!
 //! ```
@@ -67,6 +68,7 @@ mod norm;
 mod prefetch;
 mod rope;
 mod rows;
+mod sampling;
 mod signal;
 mod swiglu;
 #[cfg(test)]
@@ -99,6 +101,7 @@ pub use multiply_rate::{MultiplyRates, multiply_rates};
 pub use norm::{NormKind, norm, norm_backward};
 pub use rope::rotate;
 pub use rows::{DenseRows, MatrixRows, fill_rows};
+pub use sampling::{NoToken, TokenChoice, TokenChooser};
 pub use signal::Signal;
 pub use swiglu::{swiglu, swiglu_backward};
 pub use vote::{

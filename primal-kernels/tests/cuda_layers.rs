@@ -4,11 +4,13 @@
 #[path = "cuda/mod.rs"]
 mod common;
 
-use common::{assert_bits, assert_close, device, isa, noise, up, zeros};
+use std::collections::BTreeSet;
+
+use common::{assert_bits, assert_close, device, isa, noise, report, up, zeros};
 use primal_kernels::cuda::{self, DeviceWeights, NormSizes};
 use primal_kernels::{
     AdamStep, AttentionShape, CacheKind, CrossEntropyScratch, DenseRows, IGNORED, KvCache,
-    NormKind, attention_cached, vocab_tiles,
+    NormKind, TokenChoice, TokenChooser, attention_cached, vocab_tiles,
 };
 use primal_lut::{Grid, QuantMatrix};
 
@@ -642,5 +644,118 @@ fn the_float_part() {
         assert_bits("adamw", &what, &m_at.to_vec().unwrap(), &m);
         assert_bits("adamw", &what, &v_at.to_vec().unwrap(), &v);
         assert!(grad_at.to_vec().unwrap().iter().all(|&g| g == 0.0));
+    }
+}
+
+/// Every combination of options, on logits with ties and barred tokens.
+#[test]
+fn choosing_a_token() {
+    let device = device();
+    let mut chooser = TokenChooser::default();
+    for (vocab, every) in [
+        (1_usize, 1),
+        (2, 1),
+        (65, 1),
+        (300, 4),
+        (1000, 13),
+        (9000, 37),
+    ] {
+        let mut sampler = cuda::Sampler::new(&device, vocab, 64).unwrap();
+        let mut logits: Vec<f32> = noise(vocab, 1).iter().map(|x| 6.0 * x).collect();
+        for i in (3..vocab).step_by(7) {
+            logits[i] = logits[i / 2];
+        }
+        for i in (5..vocab).step_by(11) {
+            logits[i] = f32::NEG_INFINITY;
+        }
+        let recent: Vec<u32> = (0..64).map(|i| i * i % (vocab as u32 + 9)).collect();
+        let logits_at = up(&device, &logits);
+        let mut seen = BTreeSet::new();
+        for (i, (temperature, top_k, top_p, min_p, repeat_penalty)) in
+            options().enumerate().step_by(every)
+        {
+            let random = primal_kernels::philox4x32([i as u32, 0, 0, 0], [vocab as u32, 0]);
+            let choice = TokenChoice {
+                repeat_penalty,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                random: u64::from(random[0]) << 32 | u64::from(random[1]),
+            };
+            let want = chooser.choose(&logits, &recent, &choice);
+            let got = sampler.choose(logits_at.view(..), &recent, &choice);
+            assert_eq!(got.unwrap(), want, "{vocab} tokens, {choice:?}");
+            seen.insert(want.unwrap());
+        }
+        assert!(vocab < 65 || seen.len() * every > 9, "{vocab}: {seen:?}");
+        report("sample", &format!("{vocab} tokens"), "same tokens");
+    }
+}
+
+fn options() -> impl Iterator<Item = (f32, usize, f32, f32, f32)> {
+    [0.0, 0.3, 2.0].into_iter().flat_map(|temperature| {
+        [0, 1, 7, 40, 2000].into_iter().flat_map(move |top_k| {
+            [(1.0, 0.0), (0.5, 0.0), (0.0, 0.0), (1.0, 0.2), (0.98, 0.01)]
+                .into_iter()
+                .zip([1.0, 1.3, 0.8, 1.0, 1.3])
+                .map(move |((top_p, min_p), penalty)| (temperature, top_k, top_p, min_p, penalty))
+        })
+    })
+}
+
+#[test]
+fn tokens_at_the_corners() {
+    let device = device();
+    let mut chooser = TokenChooser::default();
+    let mut sampler = cuda::Sampler::new(&device, 300, 64).unwrap();
+    let same = vec![0.25_f32; 300];
+    let with = |at: usize, value: f32| {
+        let mut logits = same.clone();
+        logits[at] = value;
+        logits
+    };
+    let nan = f32::from_bits(0xffc0_0000);
+    let mut two_bad = with(299, f32::NAN);
+    two_bad[31] = f32::INFINITY;
+    let cases = [
+        same.clone(),
+        with(299, nan),
+        two_bad,
+        with(7, 3e38),
+        with(7, -3e38),
+        with(0, -0.0),
+        vec![-0.0, 0.0],
+        vec![f32::NEG_INFINITY; 300],
+        vec![f32::NEG_INFINITY, -9.0],
+        vec![f32::MAX, f32::MIN, f32::MIN_POSITIVE / 8.0],
+        vec![f32::NAN],
+        vec![],
+    ];
+    for (i, logits) in cases.iter().enumerate() {
+        let logits_at = up(&device, logits);
+        for (j, (random, top_k, temperature)) in [
+            (0, 0, 1.0),
+            (u64::MAX, 0, 1.0),
+            (u64::MAX, 40, 1e-40),
+            (1 << 63, 40, 1e30),
+            (1 << 63, 30, 0.0),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let choice = TokenChoice {
+                repeat_penalty: [1.0, 1e-30, 1e30][(i + j) % 3],
+                temperature,
+                top_k,
+                top_p: 0.9,
+                min_p: 0.1,
+                random,
+            };
+            let recent = [7, 1, 7, 4000];
+            let want = chooser.choose(logits, &recent, &choice);
+            let got = sampler.choose(logits_at.view(..), &recent, &choice);
+            assert_eq!(got.unwrap(), want, "case {i}, {choice:?}");
+        }
     }
 }

@@ -6,9 +6,10 @@ use primal_lut::Grid;
 use primal_optim::TILE_ROWS;
 
 use crate::config::Config;
-use crate::generate::Generator;
+use crate::generate::{Generator, wide};
 use crate::ledger::{Ledger, PlannedMatrix, matrices, vector_weights};
 use crate::rope::Rope;
+use crate::sampling::REPEAT_WINDOW;
 use crate::shape::ModelShape;
 
 /// Rows of a matrix whose gradient exists at a time on a GPU: enough to keep it busy, few enough
@@ -22,7 +23,7 @@ const SMALLEST_GROUP: usize = 32;
 const CHUNK_ROWS: usize = 64;
 
 /// Bytes of the buffers of those tokens, if more than one.
-const CHUNK_BYTES: u64 = 900 << 10;
+const CHUNK_BYTES: u64 = 750 << 10;
 
 /// Elements whose squares are added up in f32.
 const SQUARES_BLOCK: usize = 4096;
@@ -128,7 +129,11 @@ impl Ledger {
         );
         ledger.row(
             "buffers of tokens",
-            chunk_rows(shape) as u64 * token_bytes(shape) + 4 * shape.vocab as u64,
+            chunk_rows(shape) as u64 * token_bytes(shape),
+        );
+        ledger.row(
+            "logits, and what chooses of them",
+            (4 + 8) * shape.vocab as u64 + 4 * (REPEAT_WINDOW as u64 + 1),
         );
         ledger
     }
@@ -150,12 +155,7 @@ pub(crate) fn chunk_rows(shape: &ModelShape) -> usize {
 
 /// Bytes of the buffers of a token that is read.
 fn token_bytes(shape: &ModelShape) -> u64 {
-    let floats = 2 * shape.width
-        + shape.qkv_width()
-        + shape.attention_width()
-        + shape.up_width()
-        + shape.ff_width
-        + 3;
+    let floats = 2 * shape.width + wide(shape) + 3;
     let (cols, groups) = widest_token(shape);
     4 * floats as u64 + quantised_bytes(1, cols, groups)
 }

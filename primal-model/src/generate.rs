@@ -13,6 +13,7 @@ use crate::cuda::{CudaInferenceModel, CudaReader};
 use crate::error::ModelError;
 use crate::inference::InferenceModel;
 use crate::layers::NormStats;
+use crate::sampling::TokenSampler;
 use crate::shape::ModelShape;
 
 /// Tokens that go through the model together: enough for the products to be bound by arithmetic,
@@ -31,20 +32,26 @@ pub struct Generator<'m> {
     reader: Box<dyn Reader + 'm>,
     /// The tokens that were read, in order.
     history: Vec<u32>,
-    /// (V).
-    logits: Vec<f32>,
 }
 
 /// A model that takes tokens in, with its memory of keys and values.
 pub(crate) trait Reader: Send {
     /// Reads tokens that stand at the positions from `first` on and fit the context; those before
-    /// them were read. Writes the logits (V) of what follows the last one, if they are wanted.
-    fn read(
+    /// them were read. Computes the logits (V) of what follows the last one, if they are wanted.
+    fn read(&mut self, first: usize, tokens: &[u32], with_logits: bool) -> Result<(), ModelError>;
+
+    /// The newest logits (V).
+    fn logits(&mut self) -> Result<&[f32], ModelError>;
+
+    /// As [`TokenSampler::sample`], of the first `known` of the newest logits.
+    fn choose(
         &mut self,
-        first: usize,
-        tokens: &[u32],
-        logits: Option<&mut [f32]>,
-    ) -> Result<(), ModelError>;
+        sampler: &mut TokenSampler,
+        known: usize,
+        text: &[u32],
+    ) -> Result<u32, ModelError> {
+        sampler.sample(&self.logits()?[..known], text, text.len())
+    }
 }
 
 /// The processor's reader.
@@ -54,6 +61,8 @@ struct CpuReader<'m> {
     /// One a block.
     caches: Vec<KvCache>,
     buffers: Buffers,
+    /// (V).
+    logits: Vec<f32>,
 }
 
 /// Buffers of a chunk of n tokens.
@@ -94,8 +103,9 @@ fn chunk_tokens(shape: &ModelShape) -> usize {
     CHUNK_TOKENS.min(shape.context)
 }
 
-/// Elements a token of [`Buffers::wide`].
-fn wide(shape: &ModelShape) -> usize {
+/// Elements that a half of a block keeps of a token between its layers: one half is computed at a
+/// time.
+pub(crate) fn wide(shape: &ModelShape) -> usize {
     let attention = shape.qkv_width() + shape.attention_width();
     attention.max(shape.up_width() + shape.ff_width)
 }
@@ -110,6 +120,7 @@ impl<'m> Generator<'m> {
             isa,
             caches: (0..shape.n_layer).map(new_cache).collect(),
             buffers: Buffers::new(shape),
+            logits: vec![0.0; shape.vocab],
         };
         Generator::of(shape, Box::new(reader))
     }
@@ -129,7 +140,6 @@ impl<'m> Generator<'m> {
             shape: *shape,
             reader,
             history: Vec::with_capacity(shape.context),
-            logits: vec![0.0; shape.vocab],
         }
     }
 
@@ -169,10 +179,21 @@ impl<'m> Generator<'m> {
         &self.history
     }
 
-    /// Feeds tokens and returns the logits (V) of what follows the last one. When the context is
-    /// full the older half of it is forgotten and the rest read again: what a token was seen to
-    /// mean depends on where it stood.
+    /// Reads tokens and returns the logits (V) of what follows the last one.
+    ///
+    /// # Errors
+    /// See [`Generator::read`].
     pub fn feed(&mut self, tokens: &[u32]) -> Result<&[f32], ModelError> {
+        self.read(tokens)?;
+        self.logits()
+    }
+
+    /// Reads tokens. When the context is full the older half of it is forgotten and the rest read
+    /// again: what a token was seen to mean depends on where it stood.
+    ///
+    /// # Errors
+    /// No tokens, or one beyond the vocabulary; a fault of a GPU.
+    pub fn read(&mut self, tokens: &[u32]) -> Result<(), ModelError> {
         let shape = self.shape;
         if tokens.is_empty() {
             return Err(ModelError::Generate(
@@ -192,43 +213,59 @@ impl<'m> Generator<'m> {
             }
             let first = self.history.len();
             let (now, later) = rest.split_at(rest.len().min(shape.context - first));
-            let logits = later.is_empty().then_some(&mut self.logits[..]);
-            self.reader.read(first, now, logits)?;
+            self.reader.read(first, now, later.is_empty())?;
             self.history.extend(now);
             rest = later;
         }
-        Ok(&self.logits)
+        Ok(())
     }
 
-    /// The logits of the last [`Generator::feed`].
-    pub fn logits(&self) -> &[f32] {
-        &self.logits
+    /// The logits (V) of what follows the last token read; a GPU's are copied down.
+    ///
+    /// # Errors
+    /// A fault of a GPU.
+    pub fn logits(&mut self) -> Result<&[f32], ModelError> {
+        self.reader.logits()
+    }
+
+    /// The token that follows the last one read, drawn from the first `known` of the vocabulary to
+    /// continue `text`; chosen where the logits lie, the same on a GPU.
+    ///
+    /// # Errors
+    /// See [`TokenSampler::sample`]; a fault of a GPU.
+    pub fn choose(
+        &mut self,
+        sampler: &mut TokenSampler,
+        known: usize,
+        text: &[u32],
+    ) -> Result<u32, ModelError> {
+        let known = known.min(self.shape.vocab);
+        self.reader.choose(sampler, known, text)
     }
 
     fn forget_half(&mut self) -> Result<(), ModelError> {
         let kept = (self.shape.context / 2).max(1) - 1;
         self.history.drain(..self.history.len() - kept);
-        self.reader.read(0, &self.history, None)
+        self.reader.read(0, &self.history, false)
     }
 }
 
 impl Reader for CpuReader<'_> {
-    fn read(
-        &mut self,
-        first: usize,
-        tokens: &[u32],
-        logits: Option<&mut [f32]>,
-    ) -> Result<(), ModelError> {
+    fn read(&mut self, first: usize, tokens: &[u32], with_logits: bool) -> Result<(), ModelError> {
         let chunk = chunk_tokens(self.model.shape());
         with_threads_awake(|| {
             for (i, tokens) in tokens.chunks(chunk).enumerate() {
                 self.read_chunk(first + i * chunk, tokens);
             }
-            if let Some(logits) = logits {
-                self.output(logits);
+            if with_logits {
+                self.output();
             }
         });
         Ok(())
+    }
+
+    fn logits(&mut self) -> Result<&[f32], ModelError> {
+        Ok(&self.logits)
     }
 }
 
@@ -295,8 +332,8 @@ impl CpuReader<'_> {
         }
     }
 
-    /// The logits (V) of what follows the last token read.
-    fn output(&mut self, logits: &mut [f32]) {
+    /// Computes the logits of what follows the last token read.
+    fn output(&mut self) {
         let model = self.model;
         let c = model.shape().width;
         let buffers = &mut self.buffers;
@@ -306,6 +343,7 @@ impl CpuReader<'_> {
             .norm
             .forward(self.isa, stream, normed, &mut buffers.stats);
         let head = model.head.as_ref().unwrap_or(&model.tok_embedding);
+        let logits = &mut self.logits;
         head.multiply(self.isa, normed, logits, &mut buffers.quantised);
     }
 }

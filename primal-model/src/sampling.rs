@@ -1,6 +1,6 @@
 //! From logits to the next token: temperature, top-k, top-p, min-p, repeat penalty.
 
-use primal_kernels::philox4x32;
+use primal_kernels::{NoToken, TokenChoice, TokenChooser, philox4x32};
 use serde::{Deserialize, Serialize};
 
 use crate::ModelError;
@@ -8,7 +8,7 @@ use crate::ModelError;
 /// Random stream of the drawn tokens; training uses streams 0 to 4.
 const SAMPLING_STREAM: u32 = 5;
 /// How many of the latest tokens the repeat penalty looks at, llama.cpp's default.
-const REPEAT_WINDOW: usize = 64;
+pub(crate) const REPEAT_WINDOW: usize = 64;
 
 /// How the next token is drawn. Filters apply in the order top-k, top-p, min-p, and look at the
 /// probabilities before the temperature, as llama.cpp does.
@@ -88,8 +88,7 @@ impl Sampling {
 #[derive(Clone, Debug)]
 pub struct TokenSampler {
     sampling: Sampling,
-    /// Logit and id of the tokens that are still in.
-    candidates: Vec<(f32, u32)>,
+    chooser: TokenChooser,
 }
 
 impl TokenSampler {
@@ -101,7 +100,7 @@ impl TokenSampler {
         sampling.validate()?;
         Ok(TokenSampler {
             sampling,
-            candidates: Vec::new(),
+            chooser: TokenChooser::default(),
         })
     }
 
@@ -117,98 +116,49 @@ impl TokenSampler {
         history: &[u32],
         position: usize,
     ) -> Result<u32, ModelError> {
-        self.candidates.clear();
-        for (token, &logit) in (0..).zip(logits) {
-            if logit.is_nan() || logit == f32::INFINITY {
-                return Err(ModelError::BadLogits { token, logit });
-            }
-            self.candidates.push((logit, token));
-        }
-        self.penalise(history);
-        self.candidates
-            .retain(|(logit, _)| *logit > f32::NEG_INFINITY);
-        let by_likelihood =
-            |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        let Some(&best) = self.candidates.iter().min_by(|a, b| by_likelihood(a, b)) else {
-            return Err(ModelError::BadLogits {
-                token: 0,
-                logit: f32::NEG_INFINITY,
-            });
-        };
+        let choice = self.choice(position);
+        let chosen = self.chooser.choose(logits, recent(history), &choice);
+        chosen.map_err(|why| bad_logits(why, logits))
+    }
+
+    /// How the token at `position` is chosen.
+    pub(crate) fn choice(&self, position: usize) -> TokenChoice {
         let Sampling {
             temperature,
             top_k,
             top_p,
             min_p,
+            repeat_penalty,
             seed,
-            ..
         } = self.sampling;
-        if temperature == 0.0 {
-            return Ok(best.1);
-        }
-        if (1..self.candidates.len()).contains(&top_k) {
-            self.candidates
-                .select_nth_unstable_by(top_k - 1, by_likelihood);
-            self.candidates.truncate(top_k);
-        }
-        // In this order the result does not depend on how the selection left the rest.
-        self.candidates.sort_unstable_by(by_likelihood);
-        let weight = |logit: f32, temperature: f32| f64::from((logit - best.0) / temperature).exp();
-        if top_p < 1.0 {
-            let total: f64 = self
-                .candidates
-                .iter()
-                .map(|(logit, _)| weight(*logit, 1.0))
-                .sum();
-            let mut left = f64::from(top_p) * total;
-            let kept = self.candidates.iter().take_while(|(logit, _)| {
-                let is_kept = left > 0.0;
-                left -= weight(*logit, 1.0);
-                is_kept
-            });
-            // The most likely token always stays.
-            let kept = kept.count().max(1);
-            self.candidates.truncate(kept);
-        }
-        self.candidates
-            .retain(|(logit, _)| weight(*logit, 1.0) >= f64::from(min_p));
-        let total: f64 = self
-            .candidates
-            .iter()
-            .map(|(logit, _)| weight(*logit, temperature))
-            .sum();
-        let mut left = uniform(seed, position) * total;
-        for (logit, token) in &self.candidates {
-            left -= weight(*logit, temperature);
-            if left < 0.0 {
-                return Ok(*token);
-            }
-        }
-        // Rounding can leave a crumb behind the last candidate.
-        Ok(self.candidates.last().map_or(best.1, |(_, token)| *token))
-    }
-
-    /// Applies the repeat penalty once to every token among the latest ones.
-    fn penalise(&mut self, history: &[u32]) {
-        let penalty = self.sampling.repeat_penalty;
-        let recent = &history[history.len().saturating_sub(REPEAT_WINDOW)..];
-        for (index, token) in recent.iter().enumerate() {
-            if penalty == 1.0 || recent[..index].contains(token) {
-                continue;
-            }
-            if let Some((logit, _)) = self.candidates.get_mut(*token as usize) {
-                *logit = if *logit > 0.0 {
-                    *logit / penalty
-                } else {
-                    *logit * penalty
-                };
-            }
+        TokenChoice {
+            repeat_penalty,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            random: random(seed, position),
         }
     }
 }
 
-/// A number in `[0, 1)` with 53 random bits.
-fn uniform(seed: u64, position: usize) -> f64 {
+/// The tokens that the repeat penalty looks at.
+pub(crate) fn recent(history: &[u32]) -> &[u32] {
+    &history[history.len().saturating_sub(REPEAT_WINDOW)..]
+}
+
+/// The error of logits that no token was chosen of.
+pub(crate) fn bad_logits(why: NoToken, logits: &[f32]) -> ModelError {
+    let (token, logit) = match why {
+        NoToken::BadLogit(token) => (token, logits.get(token as usize).copied()),
+        NoToken::AllBarred => (0, None),
+    };
+    let logit = logit.unwrap_or(f32::NEG_INFINITY);
+    ModelError::BadLogits { token, logit }
+}
+
+/// Uniform over all u64.
+fn random(seed: u64, position: usize) -> u64 {
     let position = position as u64;
     let counter = [
         position as u32,
@@ -217,7 +167,7 @@ fn uniform(seed: u64, position: usize) -> f64 {
         SAMPLING_STREAM << 28,
     ];
     let [low, high, ..] = philox4x32(counter, [seed as u32, (seed >> 32) as u32]);
-    ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64 / (1u64 << 53) as f64
+    u64::from(high) << 32 | u64::from(low)
 }
 
 #[cfg(test)]

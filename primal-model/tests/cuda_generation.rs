@@ -5,6 +5,7 @@
 #[path = "cuda/mod.rs"]
 mod common;
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::PoisonError;
@@ -35,6 +36,8 @@ fn trained(folder: &Path, changes: &[&str]) -> Checkpoint {
     Checkpoint::open(&run).unwrap()
 }
 
+const PROMPT: [u32; 10] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3];
+
 /// Writes greedily from a prompt; returns the tokens and the logits after each.
 fn write(model: &ResidentModel, kind: CacheKind) -> (Vec<u32>, Vec<Vec<f32>>) {
     let greedy = Sampling {
@@ -44,15 +47,32 @@ fn write(model: &ResidentModel, kind: CacheKind) -> (Vec<u32>, Vec<Vec<f32>>) {
     let mut sampler = TokenSampler::new(greedy).unwrap();
     let isa = Isa::from_env().unwrap();
     let mut generator = model.generator(isa, kind).unwrap();
-    let mut tokens = vec![3, 1, 4, 1, 5, 9, 2, 6, 5, 3];
+    let mut tokens = PROMPT.to_vec();
     let mut logits = vec![generator.feed(&tokens).unwrap().to_vec()];
     while tokens.len() < TOKENS {
-        let newest = logits.last().unwrap();
-        let token = sampler.sample(newest, &tokens, tokens.len()).unwrap();
+        let known = logits[0].len();
+        let token = generator.choose(&mut sampler, known, &tokens).unwrap();
         tokens.push(token);
         logits.push(generator.feed(&[token]).unwrap().to_vec());
     }
     (tokens, logits)
+}
+
+/// Writes from a prompt; copies no logits from a GPU.
+fn sampled(model: &ResidentModel, sampling: Sampling, n_tokens: usize) -> Vec<u32> {
+    let mut sampler = TokenSampler::new(sampling).unwrap();
+    let isa = Isa::from_env().unwrap();
+    let mut generator = model.generator(isa, CacheKind::F16).unwrap();
+    let mut tokens = PROMPT.to_vec();
+    generator.read(&tokens).unwrap();
+    while tokens.len() < n_tokens {
+        // A tokenizer may know less than the model has rows.
+        let known = model.shape().vocab - 1;
+        let token = generator.choose(&mut sampler, known, &tokens).unwrap();
+        tokens.push(token);
+        generator.read(&[token]).unwrap();
+    }
+    tokens
 }
 
 /// The models of a checkpoint on both, what they write, and the GPU's memory against its plan.
@@ -128,6 +148,78 @@ fn other_caches_have_the_processors_bits() {
 #[test]
 fn products_in_float_are_near_the_processors() {
     nearly_the_same(&[], Compute::Float, 1e-3);
+}
+
+#[test]
+fn texts_are_the_processors_with_any_options() {
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    let standin = cuda_standin::install(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(folder.path(), &["model.n_layer=1"]);
+    let load = |backend| ResidentModel::load(&checkpoint, backend, Compute::Int8).unwrap();
+    let (cpu, gpu) = (load(Backend::Cpu), load(Backend::Cuda));
+    let mut texts = BTreeSet::new();
+    let n_tokens = 34;
+    for (seed, (temperature, top_k, top_p, min_p, repeat_penalty)) in (1..).zip([
+        (0.0, 0, 1.0, 0.0, 1.3),
+        (0.8, 40, 0.95, 0.05, 1.0),
+        (1.0, 0, 1.0, 0.0, 1.0),
+        (1.5, 5, 1.0, 0.0, 1.1),
+        (3.0, 0, 0.7, 0.0, 0.9),
+        (0.7, 0, 1.0, 0.3, 2.0),
+        (2.0, 12, 0.9, 0.02, 1.2),
+    ]) {
+        let sampling = Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            seed,
+        };
+        let want = sampled(&cpu, sampling, n_tokens);
+        standin.counts(0);
+        let got = sampled(&gpu, sampling, n_tokens);
+        assert_eq!(got, want, "{sampling:?}");
+        // Four bytes up and four down a token, and the recent tokens where they count.
+        let counts = standin.counts(0);
+        println!(
+            "{sampling:?}: {} launches, {} M instructions",
+            counts.launches,
+            counts.instructions / 1_000_000
+        );
+        let written = (n_tokens - PROMPT.len()) as u64;
+        let recent: u64 = (PROMPT.len() as u64..n_tokens as u64).map(|n| 4 * n).sum();
+        let penalty = if repeat_penalty == 1.0 { 0 } else { recent };
+        assert_eq!(
+            counts.copied_bytes,
+            4 * PROMPT.len() as u64 + 8 * written + penalty
+        );
+        texts.insert(want);
+    }
+    assert_eq!(texts.len(), 7);
+}
+
+#[test]
+fn a_choice_of_no_tokens_is_an_error() {
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    cuda_standin::install(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(folder.path(), &["model.n_layer=1"]);
+    let load = |backend| ResidentModel::load(&checkpoint, backend, Compute::Int8).unwrap();
+    let messages = [Backend::Cpu, Backend::Cuda].map(|backend| {
+        let model = load(backend);
+        let mut generator = model.generator(Isa::best(), CacheKind::F16).unwrap();
+        let mut sampler = TokenSampler::new(Sampling::default()).unwrap();
+        generator.read(&PROMPT).unwrap();
+        let error = generator.choose(&mut sampler, 0, &PROMPT).unwrap_err();
+        error.to_string()
+    });
+    assert_eq!(messages[0], messages[1]);
+    assert!(
+        messages[0].contains("no token can be drawn"),
+        "{messages:?}"
+    );
 }
 
 fn nearly_the_same(changes: &[&str], compute: Compute, tolerance: f32) {

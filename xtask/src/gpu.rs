@@ -32,7 +32,7 @@ const BUGS: [&str; 2] = [
 
 /// Registers that a thread may take, for kernels beyond [`DEFAULT_REGISTERS`]; with the threads
 /// of its blocks each leaves room for two blocks a multiprocessor (65,536 registers).
-const REGISTERS: [(&str, u32); 11] = [
+const REGISTERS: [(&str, u32); 12] = [
     ("attention_backward_keys_64", 192),
     ("attention_backward_keys_128", 192),
     ("attention_backward_queries_64", 128),
@@ -44,6 +44,8 @@ const REGISTERS: [(&str, u32); 11] = [
     ("gemm_tn_128", 128),
     ("gemm_nt_64", 85),
     ("gemm_nn_64", 85),
+    // One block of up to 1024 threads.
+    ("sample", 64),
 ];
 const DEFAULT_REGISTERS: u32 = 80;
 
@@ -375,6 +377,7 @@ fn over_budget(usage: &Usage) -> Option<String> {
 /// Threads of the kernel's blocks that a multiprocessor holds, in percent of what it could.
 fn occupancy(usage: &Usage, architecture: &str) -> String {
     let threads = match usage.kernel.as_str() {
+        "sample" => 1024,
         kernel if kernel.starts_with("attention_cached") => 64,
         kernel if kernel.starts_with("attention_backward_keys") => 128,
         kernel if kernel.starts_with("attention") && kernel.ends_with("_128") => 128,

@@ -159,7 +159,7 @@ impl<'m> Writer<'m> {
             }
         }
         if !tokens.is_empty() {
-            self.generator.feed(&tokens)?;
+            self.generator.read(&tokens)?;
             self.history.extend(&tokens);
         }
         Ok(tokens.len())
@@ -175,7 +175,7 @@ impl<'m> Writer<'m> {
             .count()
             .min(tokens.len().saturating_sub(1));
         self.generator.truncate(known);
-        self.generator.feed(&tokens[known..])?;
+        self.generator.read(&tokens[known..])?;
         self.history = tokens.to_vec();
         Ok(())
     }
@@ -198,7 +198,7 @@ impl<'m> Writer<'m> {
             written += 1;
             self.history.push(token);
             let go_on = on_piece(&decoder.push(token)?)?;
-            self.generator.feed(&[token])?;
+            self.generator.read(&[token])?;
             if !go_on {
                 break;
             }
@@ -209,9 +209,8 @@ impl<'m> Writer<'m> {
 
     fn choose(&mut self) -> Result<u32, ModelError> {
         // A model may have more rows than its tokenizer has tokens: those stand for no text.
-        let logits = self.generator.logits();
-        let known = &logits[..logits.len().min(self.tokenizer.vocab_size())];
-        self.sampler
-            .sample(known, &self.history, self.history.len())
+        let known = self.tokenizer.vocab_size();
+        self.generator
+            .choose(&mut self.sampler, known, &self.history)
     }
 }

@@ -5,9 +5,11 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+use super::sampling::{BAD_LOGIT, NO_TOKEN};
 use crate::act::{BLOCK_ROWS, GELU_CUBE, GELU_SLOPE};
 use crate::attention::TILE;
 use crate::loss::IGNORED;
+use crate::sampling::WEIGHT;
 use crate::vote::{BALLOT_LIMIT, PHILOX_KEY_STEPS, PHILOX_MULTIPLIERS};
 
 /// Options of every compilation. Contraction is off: sums and products round as on the CPU.
@@ -23,7 +25,7 @@ pub(crate) const SUM_SQUARES_BLOCK: usize = crate::adamw::SUM_BLOCK;
 /// Least column statistic relative to the mean, as the rule `consensus` has it.
 const MIN_COLUMN: f32 = 1e-6;
 
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("common.cuh", include_str!("../../cuda/common.cuh")),
     ("weights.cu", include_str!("../../cuda/weights.cu")),
     ("gemm.cu", include_str!("../../cuda/gemm.cu")),
@@ -33,6 +35,7 @@ const FILES: [(&str, &str); 9] = [
     ("loss.cu", include_str!("../../cuda/loss.cu")),
     ("vote.cu", include_str!("../../cuda/vote.cu")),
     ("int8.cu", include_str!("../../cuda/int8.cu")),
+    ("sample.cu", include_str!("../../cuda/sample.cu")),
 ];
 
 /// The whole translation unit.
@@ -81,10 +84,13 @@ fn prelude() -> String {
     define("SUM_BLOCK_ROWS", BLOCK_ROWS.to_string());
     define("ATTENTION_TILE", TILE.to_string());
     define("IGNORED_TARGET", format!("{IGNORED:#x}u"));
+    define("NO_TOKEN", format!("{NO_TOKEN:#x}u"));
+    define("BAD_LOGIT", format!("{BAD_LOGIT:#x}u"));
     for (name, value) in [
         ("GELU_SLOPE", GELU_SLOPE),
         ("GELU_CUBE", GELU_CUBE),
         ("MIN_COLUMN", MIN_COLUMN),
+        ("SAMPLE_WEIGHT", WEIGHT),
     ] {
         // The bits, so that nothing depends on how decimals are read.
         define(

@@ -1,5 +1,5 @@
 //! Reading tokens on a GPU, where the whole model and its cache of keys and values lie: up go
-//! tokens, down come, when they are wanted, the logits of what follows the last.
+//! tokens, down comes the one that is chosen to follow the last.
 //!
 //! A prompt goes through in chunks of [`chunk_rows`] tokens, which read a matrix on a grid once for
 //! every eight of them. Where every matrix is on a grid the logits have the bits of the processor's.
@@ -18,10 +18,11 @@ use crate::config::{Compute, Config, FeedForward, FloatPart};
 use crate::device_ledger::{chunk_rows, widest_token};
 use crate::engine::GpuUse;
 use crate::error::ModelError;
-use crate::generate::Reader;
+use crate::generate::{Reader, wide};
 use crate::inference::Weights;
 use crate::layers::Linear;
 use crate::model::Model;
+use crate::sampling::{REPEAT_WINDOW, TokenSampler, bad_logits, recent};
 use crate::shape::ModelShape;
 
 /// A model in the memory of a GPU, to read and write text.
@@ -193,15 +194,16 @@ pub(crate) struct CudaReader<'m> {
     stream: Buffer<f32>,
     /// (n, C), what a norm gives to a layer and what the layer adds to the stream.
     normed: Buffer<f32>,
-    qkv: Buffer<f32>,
-    attention: Buffer<f32>,
-    up: Buffer<f32>,
-    hidden: Buffer<f32>,
+    /// (n, (H + 2·KV)·D) and (n, H·D) in one half of a block, (n, U) and (n, F) in the other.
+    wide: Buffer<f32>,
     /// (2, n), means and reciprocal standard deviations of the newest norm.
     stats: Buffer<f32>,
     quantised: cuda::QuantisedRows,
     /// (V).
     logits: Buffer<f32>,
+    sampler: cuda::Sampler,
+    /// (V), a copy of the logits for whom they are wanted by.
+    copied: Vec<f32>,
 }
 
 impl<'m> CudaReader<'m> {
@@ -216,16 +218,15 @@ impl<'m> CudaReader<'m> {
             tokens: Buffer::zeros(device, rows, "tokens")?,
             stream: floats(shape.width)?,
             normed: floats(shape.width)?,
-            qkv: floats(shape.qkv_width())?,
-            attention: floats(shape.attention_width())?,
-            up: floats(shape.up_width())?,
-            hidden: floats(shape.ff_width)?,
+            wide: floats(wide(shape))?,
             stats: floats(2)?,
             quantised: {
                 let (cols, groups) = widest_token(shape);
                 cuda::QuantisedRows::new(device, rows, cols, groups)?
             },
             logits: Buffer::zeros(device, shape.vocab, "logits")?,
+            sampler: cuda::Sampler::new(device, shape.vocab, REPEAT_WINDOW)?,
+            copied: Vec::new(),
         })
     }
 
@@ -235,10 +236,13 @@ impl<'m> CudaReader<'m> {
         self.tokens.upload(tokens)?;
         let stream = self.stream.view(..n * shape.width);
         let normed = self.normed.view(..n * shape.width);
-        let qkv = self.qkv.view(..n * shape.qkv_width());
-        let attention = self.attention.view(..n * shape.attention_width());
-        let up = self.up.view(..n * shape.up_width());
-        let hidden = self.hidden.view(..n * shape.ff_width);
+        let halves = |first: usize, second: usize| {
+            let first = n * first;
+            let all = self.wide.view(..first + n * second);
+            (all.part(0..first), all.part(first..all.len()))
+        };
+        let (qkv, attention) = halves(shape.qkv_width(), shape.attention_width());
+        let (up, hidden) = halves(shape.up_width(), shape.ff_width);
         cuda::embed(
             &model.tok_embedding,
             model.pos_embedding.as_ref(),
@@ -324,12 +328,7 @@ impl<'m> CudaReader<'m> {
 }
 
 impl Reader for CudaReader<'_> {
-    fn read(
-        &mut self,
-        first: usize,
-        tokens: &[u32],
-        logits: Option<&mut [f32]>,
-    ) -> Result<(), ModelError> {
+    fn read(&mut self, first: usize, tokens: &[u32], with_logits: bool) -> Result<(), ModelError> {
         let (model, width) = (self.model, self.model.shape.width);
         let (mut first, mut last) = (first, 0);
         for chunk in tokens.chunks(chunk_rows(&model.shape)) {
@@ -337,14 +336,32 @@ impl Reader for CudaReader<'_> {
             first += chunk.len();
             last = chunk.len() - 1;
         }
-        if let Some(logits) = logits {
+        if with_logits {
             let newest = self.stream.view(last * width..(last + 1) * width);
             let normed = self.normed.view(..width);
             self.normalise(&model.norm, newest, normed)?;
             let head = model.head.as_ref().unwrap_or(&model.tok_embedding);
             self.multiply(head, normed, self.logits.view(..))?;
-            self.logits.download(logits)?;
         }
         Ok(())
+    }
+
+    fn logits(&mut self) -> Result<&[f32], ModelError> {
+        self.copied.resize(self.logits.len(), 0.0);
+        self.logits.download(&mut self.copied)?;
+        Ok(&self.copied)
+    }
+
+    fn choose(
+        &mut self,
+        sampler: &mut TokenSampler,
+        known: usize,
+        text: &[u32],
+    ) -> Result<u32, ModelError> {
+        let (logits, choice) = (self.logits.view(..known), sampler.choice(text.len()));
+        match self.sampler.choose(logits, recent(text), &choice)? {
+            Ok(token) => Ok(token),
+            Err(why) => Err(bad_logits(why, self.logits()?)),
+        }
     }
 }
