@@ -277,10 +277,11 @@ impl Config {
                 config.data.tokenizer = "gpt2".to_string();
                 config.train.steps = 500;
                 config.train.batch = 64;
-                // Pieces of two sequences: their activations fit 1 GB without computing any twice.
-                config.train.micro_batches = 32;
+                // Smaller pieces need no recomputation, but learn less a step: docs/log.md, 2026-11-29.
+                config.train.micro_batches = 8;
                 config.train.eval_every = 100;
                 config.train.save_every = 100;
+                config.train.recompute = 1;
                 config.optim.eta = 0.006;
             }
             // The shape that small Llama models share; bytes stand in until a tokenizer is named.

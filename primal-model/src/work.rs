@@ -135,7 +135,6 @@ mod tests {
     #[test]
     fn work_is_counted_where_it_is_done() {
         let mut config = Config::preset("ghost-0.1b").unwrap();
-        config.train.recompute = 1;
         let work = Work::of_training(&config, 50_257).unwrap();
         let (blocks, head) = (13.0 * 12.0 * 768.0 * 768.0, 50_257.0 * 768.0);
         assert_eq!(work.int8, 3.0 * (blocks + head));

@@ -104,7 +104,9 @@ impl Default for VoiceConfig {
             model: VoiceModelConfig::default(),
             train: VoiceTrainConfig::default(),
             optim: OptimConfig {
-                eta: 0.02,
+                // Few steps: rows grow by their scales, which must be fast (docs/log.md, 2026-11-29).
+                eta: 0.03,
+                scale_lr_ratio: 3.0,
                 weight_decay: 0.01,
                 ..OptimConfig::default()
             },
