@@ -33,6 +33,8 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 
 /// The file that cargo makes of this crate.
 const LIBRARY: &str = "libcuda_standin.so";
+/// Whether buffers share allocations, as primal-model reads it.
+const POOL_VARIABLE: &str = "PRIMAL_GPU_POOL";
 
 /// Why the stand-in could not be put in place.
 #[derive(Debug, Clone)]
@@ -106,12 +108,18 @@ impl StandIn {
 }
 
 /// Makes this process's `libcuda.so` the stand-in, with `devices` devices unless the environment
-/// says otherwise. Later calls return the same; a real driver that was opened before stays.
+/// says otherwise. Later calls return the same; a real driver that was opened before stays. Buffers
+/// of a pool become allocations of their own, whose ends the stand-in watches.
 pub fn install(devices: u32) -> Result<&'static StandIn, InstallError> {
     static INSTALLED: OnceLock<Result<StandIn, InstallError>> = OnceLock::new();
     let result = INSTALLED.get_or_init(|| {
         let path = library_path()?;
         let wrong = |error: libloading::Error| InstallError(error.to_string());
+        if std::env::var_os(POOL_VARIABLE).is_none() {
+            // SAFETY: the programs that call this, tests, read the environment by std alone, which
+            // takes turns.
+            unsafe { std::env::set_var(POOL_VARIABLE, "off") };
+        }
         // SAFETY: the library is ours and runs nothing when it is opened; the symbols have the
         // types that driver.rs gives them.
         unsafe {

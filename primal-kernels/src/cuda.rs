@@ -21,6 +21,7 @@ mod int8;
 mod loss;
 mod norm;
 mod nvrtc;
+mod pool;
 mod probe;
 mod sampling;
 mod source;

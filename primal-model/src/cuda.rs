@@ -43,12 +43,36 @@ fn open_device() -> Result<Device, CudaError> {
         Some(choice) if choice == "checked-in" => ImageChoice::CheckedIn,
         _ => ImageChoice::Auto,
     };
-    let device = Device::open(OpenOptions { ordinal: 0, image })?;
+    let separate_buffers = std::env::var_os("PRIMAL_GPU_POOL").is_some_and(|it| it == "off");
+    let device = Device::open(OpenOptions {
+        ordinal: 0,
+        image,
+        separate_buffers,
+    })?;
     if let Some(notice) = device.notice() {
         tracing::warn!(
             device = device.name(),
             notice,
             "kernels are not compiled for this GPU"
+        );
+    }
+    Ok(device)
+}
+
+/// The device with the memory of a ledger.
+fn with_pool(device: &Device, ledger: &Ledger) -> Result<Device, CudaError> {
+    /// Drivers round up to 2 MiB, and describe the memory somewhere.
+    const USUAL_BYTES: u64 = 8 << 20;
+    let device = device.with_pool(ledger.total())?;
+    let planned = ledger.total();
+    if let Some(taken) = device.taken_bytes()
+        && taken.abs_diff(planned) > USUAL_BYTES
+    {
+        // No error: other programs take and return memory too.
+        tracing::warn!(
+            planned,
+            taken,
+            "the free memory of the GPU fell by something else than the bytes of the ledger"
         );
     }
     Ok(device)
@@ -104,6 +128,7 @@ impl CudaModel {
             }
             .into());
         }
+        let device = with_pool(&device, &ledger)?;
         let layout = Layout::of(model);
         let counted = Buffer::zeros(&device, 2 * layout.matrices(), "counts of flips")?;
         let counted = Arc::new(counted);
@@ -127,7 +152,8 @@ impl CudaModel {
             counted,
             updates,
         };
-        let (allocated, planned) = (opened.device.allocated_bytes(), ledger.total());
+        let planned = ledger.total() - ledger.alignment;
+        let allocated = opened.device.placed_bytes();
         if allocated != planned {
             return Err(ModelError::Ledger {
                 what: "GPU memory",

@@ -1,7 +1,7 @@
 //! The ledger of a GPU's memory: every buffer of a run there, known from the configuration alone,
 //! with or without a GPU.
 
-use primal_kernels::{Int8Grid, VOCAB_TILE};
+use primal_kernels::{CacheKind, Int8Grid, VOCAB_TILE};
 use primal_lut::Grid;
 use primal_optim::TILE_ROWS;
 
@@ -24,6 +24,9 @@ const CHUNK_ROWS: usize = 64;
 
 /// Bytes of the buffers of those tokens, if more than one.
 const CHUNK_BYTES: u64 = 750 << 10;
+
+/// Where a buffer may begin, as primal-kernels places them in a pool.
+const ALIGNMENT: u64 = 32;
 
 /// Elements whose squares are added up in f32.
 const SQUARES_BLOCK: usize = 4096;
@@ -101,32 +104,53 @@ impl Ledger {
         for (what, bytes) in activations(config, shape) {
             ledger.row(what, bytes);
         }
+        // A matrix has four buffers of codes and grid and thirteen for its votes, a block nine
+        // of activations and up to two streams; then arena, workspace, tokens, losses.
+        let buffers = 17 * all.len() + (9 + 2) * shape.n_layer + 48;
+        ledger.align("buffers", buffers);
         ledger
     }
 
     /// The memory of a GPU that generates with a full context.
     pub fn for_gpu_inference(config: &Config, shape: &ModelShape) -> Ledger {
-        let mut weights = 0;
-        for planned in matrices(config, shape) {
-            let (rows, cols) = (planned.size.0 as u64, planned.size.1 as u64);
-            let Some(grid) = &planned.grid else {
-                weights += 4 * rows * cols;
-                continue;
+        let all = matrices(config, shape);
+        let bytes = |planned: &PlannedMatrix| {
+            let group = match planned.group {
+                0 => planned.size.1,
+                group => group,
             };
-            let groups = match planned.group {
-                0 => 1,
-                group => cols.div_ceil(group as u64),
-            };
-            weights += code_bytes(grid, rows, cols) + 4 * rows * groups;
+            matrix_bytes(
+                planned.size,
+                planned.grid.as_ref().map(|grid| (grid, group)),
+            )
+        };
+        let mut ledger = Ledger::for_gpu_weights(shape, all.iter().map(bytes));
+        let reader = Ledger::for_gpu_reader(shape, config.inference.kv_cache.into());
+        for row in reader.rows() {
+            ledger.row(row.what.as_str(), row.bytes);
         }
+        ledger
+    }
+
+    /// The part of a model that all its readers share; `matrices` are the bytes of each.
+    pub(crate) fn for_gpu_weights(
+        shape: &ModelShape,
+        matrices: impl ExactSizeIterator<Item = u64>,
+    ) -> Ledger {
+        let count = matrices.len();
         let mut ledger = Ledger::empty(0, 0);
-        ledger.row("weights", weights);
+        ledger.row("weights", matrices.sum());
         ledger.row("norms and biases", 4 * vector_weights(shape));
         ledger.row("angles of rotary positions", Rope::bytes(shape));
-        ledger.row(
-            "key and value cache",
-            Generator::cache_bytes(shape, config.inference.kv_cache.into()),
-        );
+        // Two planes of codes, scales, and the grid's values in two forms; norms, angles.
+        ledger.align("weights", 5 * count + 3);
+        ledger
+    }
+
+    /// What reads a text.
+    pub(crate) fn for_gpu_reader(shape: &ModelShape, kind: CacheKind) -> Ledger {
+        let mut ledger = Ledger::empty(0, 0);
+        ledger.row("key and value cache", Generator::cache_bytes(shape, kind));
         ledger.row(
             "buffers of tokens",
             chunk_rows(shape) as u64 * token_bytes(shape),
@@ -135,8 +159,25 @@ impl Ledger {
             "logits, and what chooses of them",
             (4 + 8) * shape.vocab as u64 + 4 * (REPEAT_WINDOW as u64 + 1),
         );
+        // Two planes of a cache and their scales; seven buffers of tokens, four of logits.
+        ledger.align("buffers", 4 * shape.n_layer + 11);
         ledger
     }
+
+    /// A row for where up to `buffers` of a GPU may begin.
+    fn align(&mut self, what: &str, buffers: usize) {
+        let bytes = ALIGNMENT * buffers as u64;
+        self.row(format!("alignment of {what}"), bytes);
+        self.alignment += bytes;
+    }
+}
+
+/// Bytes of a matrix on a grid with scales by groups of columns, or in float.
+pub(crate) fn matrix_bytes((rows, cols): (usize, usize), grid: Option<(&Grid, usize)>) -> u64 {
+    let size = (rows as u64, cols as u64);
+    grid.map_or(4 * size.0 * size.1, |(grid, group)| {
+        code_bytes(grid, size.0, size.1) + 4 * size.0 * cols.div_ceil(group) as u64
+    })
 }
 
 /// Bytes of a matrix's codes, and of its grid's values as floats and, where they have that form,

@@ -36,6 +36,9 @@ pub struct Ledger {
     model: u64,
     #[serde(skip)]
     activations: u64,
+    /// Bytes between buffers of a GPU.
+    #[serde(skip)]
+    pub(crate) alignment: u64,
 }
 
 impl Ledger {
@@ -167,6 +170,7 @@ impl Ledger {
             total: 0,
             model,
             activations,
+            alignment: 0,
         }
     }
 

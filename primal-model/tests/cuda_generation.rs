@@ -90,6 +90,10 @@ fn on_both(changes: &[&str], compute: Compute) -> [(Vec<u32>, Vec<Vec<f32>>); 2]
             let ledger = Ledger::for_gpu_inference(&checkpoint.config, model.shape());
             let gpu = on_gpu.gpu();
             assert_eq!(gpu.allocated_bytes, ledger.total(), "{changes:?}");
+            let gaps = ledger.rows().iter();
+            let gaps = gaps.filter(|row| row.what.starts_with("alignment"));
+            let buffers = ledger.total() - gaps.map(|row| row.bytes).sum::<u64>();
+            assert_eq!(standin.counts(0).used_bytes, buffers, "{changes:?}");
         }
         write(&model, kind)
     });
@@ -198,6 +202,23 @@ fn texts_are_the_processors_with_any_options() {
         texts.insert(want);
     }
     assert_eq!(texts.len(), 7);
+}
+
+#[test]
+fn a_model_trained_in_float_has_room() {
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    cuda_standin::install(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained(folder.path(), &["model.n_layer=1", "optim.rule=adamw"]);
+    let texts = [Backend::Cpu, Backend::Cuda].map(|backend| {
+        let model = ResidentModel::load(&checkpoint, backend, Compute::Float).unwrap();
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
+        sampled(&model, greedy, 20)
+    });
+    assert_eq!(texts[0], texts[1]);
 }
 
 #[test]

@@ -63,7 +63,7 @@ struct Usage {
 
 /// Every kernel on the stand-in device against the processor's, whole training runs, and texts.
 pub fn stand_in() -> Result<()> {
-    let kernels = ["cuda_layers", "cuda_votes"]
+    let kernels = ["cuda_layers", "cuda_votes", "cuda_memory"]
         .map(|test| ["--test", test])
         .concat();
     let test = || {

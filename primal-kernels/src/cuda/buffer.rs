@@ -8,45 +8,40 @@ use cudarc::driver::{result, sys};
 
 use super::device::{Device, check};
 use super::error::CudaError;
+use super::pool;
 
 /// `len` elements in the memory of a GPU.
 #[derive(Debug)]
 pub struct Buffer<T> {
     device: Device,
     address: u64,
+    /// Whether it is a piece of the device's pool.
+    in_pool: bool,
     len: usize,
     element: PhantomData<T>,
 }
 
 impl<T: Pod> Buffer<T> {
-    /// A buffer of zeros; `what` names it if there is no memory left.
+    /// A buffer of zeros, in the device's pool if it has one; `what` names it if there is no memory
+    /// left.
     pub fn zeros(device: &Device, len: usize, what: &str) -> Result<Self, CudaError> {
         let mut buffer = Buffer {
             device: device.clone(),
             address: 0,
+            in_pool: false,
             len,
             element: PhantomData,
         };
         if len == 0 {
             return Ok(buffer);
         }
-        device.bind()?;
-        // SAFETY: a context is bound.
-        match unsafe { result::malloc_sync(buffer.bytes()) } {
-            Ok(address) => {
-                buffer.address = address;
-                device.account(buffer.bytes() as i64);
-            }
-            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let (free, total) = device.memory()?;
-                return Err(CudaError::OutOfMemory {
-                    what: what.into(),
-                    bytes: buffer.bytes() as u64,
-                    free,
-                    total,
-                });
-            }
-            Err(error) => return Err(CudaError::of("cuMemAlloc", error.0)),
+        let bytes = buffer.bytes() as u64;
+        if let Some(address) = device.place(bytes, what)? {
+            buffer.address = address;
+            buffer.in_pool = true;
+        } else {
+            buffer.address = pool::allocate(device, bytes, what)?;
+            device.account_buffer(bytes as i64);
         }
         buffer.clear()?;
         Ok(buffer)
@@ -253,10 +248,10 @@ impl<T> View<'_, T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if self.address != 0 && self.device.bind().is_ok() {
-            // SAFETY: nobody has the address any more. A context that crashed frees nothing.
-            let _ = unsafe { result::free_sync(self.address) };
-            self.device.account(-((self.len * size_of::<T>()) as i64));
+        if self.address != 0 && !self.in_pool {
+            pool::free(&self.device, self.address);
+            let bytes = (self.len * size_of::<T>()) as i64;
+            self.device.account_buffer(-bytes);
         }
     }
 }

@@ -9,6 +9,7 @@ use cudarc::driver::{CudaContext, result, sys};
 
 use super::error::CudaError;
 use super::image::{Image, ImageChoice};
+use super::pool::Pool;
 use super::probe::driver_version;
 
 /// The oldest architecture that the kernels run on: dp4a.
@@ -21,12 +22,17 @@ pub struct OpenOptions {
     pub ordinal: usize,
     /// Where the kernels come from.
     pub image: ImageChoice,
+    /// Whether buffers are allocations of their own also where there is a pool, so that a tool that
+    /// watches memory sees the end of each.
+    pub separate_buffers: bool,
 }
 
 /// An open GPU. Clones are the same device.
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+    /// Where buffers come from, if not each from the driver.
+    pool: Option<Arc<Pool>>,
 }
 
 struct Inner {
@@ -38,7 +44,8 @@ struct Inner {
     image: (String, String),
     /// Why the kernels were not compiled for this very card.
     notice: Option<String>,
-    /// Bytes of all buffers.
+    separate_buffers: bool,
+    /// Bytes of all pools, and of buffers outside of them.
     allocated: AtomicU64,
 }
 
@@ -97,8 +104,10 @@ impl Device {
                             capability,
                             image: (image.architecture, image.origin),
                             notice: Some(notice).filter(|it| !it.is_empty()),
+                            separate_buffers: options.separate_buffers,
                             allocated: AtomicU64::new(0),
                         }),
+                        pool: None,
                     });
                 }
                 Err(error) => tried.push(format!(
@@ -133,15 +142,55 @@ impl Device {
         self.inner.notice.as_deref()
     }
 
-    /// Bytes of all buffers on this device.
+    /// The device with memory for buffers of `bytes` in all, each of which begins at a multiple of
+    /// 32. They come out of it, none goes back before all are gone.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn with_pool(&self, bytes: u64) -> Result<Device, CudaError> {
+        let outside = Device {
+            inner: Arc::clone(&self.inner),
+            pool: None,
+        };
+        let pool = Pool::new(&outside, bytes, self.inner.separate_buffers)?;
+        Ok(Device {
+            pool: Some(Arc::new(pool)),
+            ..outside
+        })
+    }
+
+    /// Bytes of the buffers that were placed in the pool.
+    pub fn placed_bytes(&self) -> u64 {
+        self.pool.as_ref().map_or(0, |pool| pool.placed())
+    }
+
+    /// By how much the free memory fell when the pool came, if it is one allocation.
+    pub fn taken_bytes(&self) -> Option<u64> {
+        self.pool.as_ref()?.taken()
+    }
+
+    /// Bytes of all pools on this device, and of buffers outside of them.
     pub fn allocated_bytes(&self) -> u64 {
         self.inner.allocated.load(Ordering::Relaxed)
     }
 
-    /// Accounts for a buffer that comes (or, negative, goes).
+    /// Accounts for memory that comes (or, negative, goes).
     pub(crate) fn account(&self, bytes: i64) {
         let allocated = &self.inner.allocated;
         allocated.fetch_add(bytes.cast_unsigned(), Ordering::Relaxed);
+    }
+
+    /// The same for a buffer, which a pool has accounted for.
+    pub(crate) fn account_buffer(&self, bytes: i64) {
+        if self.pool.is_none() {
+            self.account(bytes);
+        }
+    }
+
+    /// The address of a buffer in the pool; `None` where it is to be an allocation of its own.
+    pub(crate) fn place(&self, bytes: u64, what: &str) -> Result<Option<u64>, CudaError> {
+        let pool = self.pool.as_ref();
+        pool.map_or(Ok(None), |pool| pool.place(bytes, what))
     }
 
     /// (free, total) bytes of the GPU's memory, other programs' included.

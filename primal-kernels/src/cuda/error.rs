@@ -67,6 +67,20 @@ pub enum CudaError {
         /// Bytes of the device.
         total: u64,
     },
+    /// More buffers than were planned.
+    #[error(
+        "{what} needs {bytes} bytes of GPU memory, {left} are left of the {total} that the ledger planned"
+    )]
+    PoolOverdrawn {
+        /// The buffer.
+        what: String,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes left.
+        left: u64,
+        /// Bytes of the pool.
+        total: u64,
+    },
     /// A kernel that crashed, or any other call that failed.
     #[error("GPU call {call} failed: {code}{detail}")]
     Call {

@@ -22,6 +22,7 @@ pub fn device() -> Device {
     Device::open(OpenOptions {
         ordinal: NEXT.fetch_add(1, Ordering::Relaxed) % DEVICES as usize,
         image: ImageChoice::CheckedIn,
+        separate_buffers: false,
     })
     .unwrap()
 }

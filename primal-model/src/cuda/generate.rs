@@ -15,12 +15,13 @@ use super::layers::{Angles, NormAt, upload_angles};
 use crate::block::Block;
 use crate::build::{Source, build};
 use crate::config::{Compute, Config, FeedForward, FloatPart};
-use crate::device_ledger::{chunk_rows, widest_token};
+use crate::device_ledger::{chunk_rows, matrix_bytes, widest_token};
 use crate::engine::GpuUse;
 use crate::error::ModelError;
 use crate::generate::{Reader, wide};
 use crate::inference::Weights;
 use crate::layers::Linear;
+use crate::ledger::Ledger;
 use crate::model::Model;
 use crate::sampling::{REPEAT_WINDOW, TokenSampler, bad_logits, recent};
 use crate::shape::ModelShape;
@@ -63,14 +64,22 @@ impl CudaInferenceModel {
         from: &dyn Weights,
         compute: Compute,
     ) -> Result<Self, ModelError> {
-        let device = super::open_device()?;
+        let shape = ModelShape::new(config, vocab)?;
+        let mut measure = Measure {
+            config,
+            from,
+            bytes: Vec::new(),
+        };
+        let _: Model<()> = build(config, vocab, &mut measure)?;
+        let planned = Ledger::for_gpu_weights(&shape, measure.bytes.into_iter());
+        let device = super::with_pool(&super::open_device()?, &planned)?;
         let upload = &mut Upload {
             device: &device,
             config,
             from,
         };
         let model: Model<DeviceWeights> = build(config, vocab, upload)?;
-        let weight_bytes = device.allocated_bytes();
+        let weight_bytes = device.placed_bytes();
         let mut values = Vec::new();
         let mut place = |vector: &FloatVector| {
             let start = values.len();
@@ -142,6 +151,40 @@ impl DeviceLinear {
     }
 }
 
+/// Lists the bytes of matrices as their source has them, which may be another form than the
+/// configuration's: a model that was trained in float has no codes.
+struct Measure<'a> {
+    config: &'a Config,
+    from: &'a dyn Weights,
+    bytes: Vec<u64>,
+}
+
+impl Source<()> for Measure<'_> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        size: (usize, usize),
+        _std: f32,
+        grid: &Grid,
+        part: FloatPart,
+    ) -> Result<(), ModelError> {
+        let planned = (!self.config.model.is_float(part)).then_some(grid);
+        let info = self.from.checked_info(name, size, planned)?;
+        let grid = info.as_ref().map(|info| (&info.grid, info.group));
+        self.bytes.push(matrix_bytes(size, grid));
+        Ok(())
+    }
+
+    fn vector(
+        &mut self,
+        name: String,
+        len: usize,
+        initial: f32,
+    ) -> Result<FloatVector, ModelError> {
+        Ok(FloatVector::new(name, vec![initial; len]).without_training())
+    }
+}
+
 /// Weights, their matrices on a device.
 struct Upload<'a> {
     device: &'a Device,
@@ -208,7 +251,9 @@ pub(crate) struct CudaReader<'m> {
 
 impl<'m> CudaReader<'m> {
     pub(crate) fn new(model: &'m CudaInferenceModel, kind: CacheKind) -> Result<Self, ModelError> {
-        let (device, shape) = (&model.device, &model.shape);
+        let shape = &model.shape;
+        let planned = Ledger::for_gpu_reader(shape, kind);
+        let device = &super::with_pool(&model.device, &planned)?;
         let rows = chunk_rows(shape);
         let floats = |len: usize| Buffer::zeros(device, rows * len, "buffers of tokens");
         let cache = |_| KvCache::new(device, kind, shape.n_kv_head, shape.head_dim, shape.context);
