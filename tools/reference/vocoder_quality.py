@@ -1,10 +1,11 @@
-"""Quality of vocoders on real mel spectrograms: PESQ (wide band), STOI and DNSMOS of sounds that went through `primal vocode`.
+"""Quality of vocoders on real mel spectrograms: PESQ (wide band), STOI, DNSMOS and pitch of sounds that went through `primal vocode`.
 
-    pip install pesq pystoi speechmos soundfile scipy
+    pip install pesq pystoi speechmos soundfile scipy librosa
     python tools/reference/vocoder_quality.py --primal PRIMAL --wavs DIR [--held-out 16] [--vocoder griffin-lim --vocoder DIR ...]
 
 The sounds are those that `primal vocoder-train --held-out N` holds out of the folder. One JSON line a vocoder, and one for the
-sounds themselves.
+sounds themselves. Pitch is pYIN's: the median distance from the source in cents where both are voiced, the share of frames more than
+50 cents off, and the share of all frames that are voiced in both or in neither.
 """
 import argparse
 import json
@@ -12,6 +13,7 @@ import pathlib
 import subprocess
 import tempfile
 
+import librosa
 import numpy as np
 import soundfile
 from pesq import pesq
@@ -32,6 +34,11 @@ def at_16_khz(path):
     return np.clip(resample_poly(samples, 320, 441), -1, 1)
 
 
+def pitch(samples):
+    frequency, voiced, _ = librosa.pyin(samples, fmin=60, fmax=300, sr=16000)
+    return frequency, voiced
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--primal", required=True)
@@ -46,14 +53,19 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "x.wav"
         for vocoder in args.vocoder:
-            rows = []
+            rows, cents, agreed = [], [], []
             for path, source in zip(files, sources):
                 subprocess.run([args.primal, "vocode", "--wav", path, "--vocoder", vocoder, "--output", out], check=True, stderr=subprocess.DEVNULL)
                 made = at_16_khz(out)
                 source = source[:len(made)]
                 rows.append((pesq(16000, source, made, "wb"), stoi(source, made, 16000), dnsmos.run(made, 16000)["ovrl_mos"]))
-            means = np.mean(rows, axis=0)
-            print(json.dumps({"vocoder": pathlib.Path(vocoder).name} | {key: round(float(mean), 3) for key, mean in zip(["pesq", "stoi", "dnsmos"], means)}), flush=True)
+                (of_source, voiced), (of_made, also) = pitch(source), pitch(made)
+                cents.append(np.abs(1200 * np.log2(of_made / of_source)[voiced & also]))
+                agreed.append(voiced == also)
+            cents = np.concatenate(cents)
+            means = [*np.mean(rows, axis=0), np.median(cents), np.mean(cents > 50), np.mean(np.concatenate(agreed))]
+            keys = ["pesq", "stoi", "dnsmos", "cents_off", "beyond_50_cents", "voicing_agrees"]
+            print(json.dumps({"vocoder": pathlib.Path(vocoder).name} | {key: round(float(mean), 3) for key, mean in zip(keys, means)}), flush=True)
 
 
 if __name__ == "__main__":
