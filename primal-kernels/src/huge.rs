@@ -137,6 +137,8 @@ fn advised(start: *mut u8, len: usize) -> *mut u8 {
         // SAFETY: the range lies within the allocation. Refused advice costs speed only.
         unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = len;
     start
 }
 
