@@ -10,6 +10,14 @@ pub fn line(text: impl std::fmt::Display) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").context("cannot write the result")
 }
 
+/// Writes what a run came to: a name and a value a line.
+pub fn table<const N: usize>(rows: [(&str, String); N]) -> Result<()> {
+    for (name, value) in rows {
+        line(format_args!("{name:<19} {value}"))?;
+    }
+    Ok(())
+}
+
 /// Writes one JSON object as a line to stdout.
 pub fn json(value: &impl Serialize) -> Result<()> {
     line(serde_json::to_string(value)?)

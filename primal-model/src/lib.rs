@@ -61,6 +61,7 @@ mod rope;
 pub mod sampling;
 mod scratch;
 mod shape;
+mod skips;
 mod tensorboard;
 pub mod tokenizer;
 pub mod train;

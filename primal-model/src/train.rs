@@ -23,10 +23,8 @@ use crate::parallel::{Exchange, Ranks, Verdict};
 use crate::parameters::{Parameters, grad_factor};
 use crate::process::{available_bytes, open_descriptors, peak_rss_bytes, rss_bytes};
 use crate::shape::ModelShape;
+use crate::skips::Skips;
 use crate::tokenizer::Tokenizer;
-
-/// Skipped steps in a row that end a run: nothing will become finite again.
-const MAX_SKIPPED_IN_A_ROW: u32 = 25;
 
 /// A run: model, data and everything that a checkpoint holds.
 pub struct Trainer {
@@ -269,7 +267,7 @@ impl Trainer {
         let mut last_eval = None;
         // A run that was finished already has nothing to save.
         let mut last_saved = self.resumed_from.take();
-        let mut skipped_in_a_row = 0;
+        let mut skips = Skips::default();
         // Among ranks, a wish to stop takes effect in the step in which all hear of it.
         let mut asked = on_event(Event::Start {
             config: &self.config,
@@ -309,30 +307,14 @@ impl Trainer {
                             seconds: ranks.seconds,
                         }),
                     };
-                    skipped_in_a_row = 0;
+                    skips.end();
                     if let Some(log) = &mut log {
                         log.step(&row)?;
                     }
                     on_event(Event::Step(&row)).is_break()
                 }
                 Outcome::Skipped => {
-                    self.position.skipped_steps += 1;
-                    let total = self.position.skipped_steps;
-                    tracing::warn!(
-                        step,
-                        total,
-                        "a loss or gradient is not finite: step skipped"
-                    );
-                    if let Some(log) = &mut log {
-                        log.skipped(step, total)?;
-                    }
-                    skipped_in_a_row += 1;
-                    if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
-                        return Err(ModelError::Diverged {
-                            in_a_row: skipped_in_a_row,
-                            step,
-                        });
-                    }
+                    let total = skips.count(&mut self.position, log.as_mut())?;
                     on_event(Event::Skipped { step, total }).is_break()
                 }
             };

@@ -48,20 +48,23 @@ def main():
     args = parser.parse_args()
     files = held_out(args.wavs, args.held_out)
     sources = [at_16_khz(path) for path in files]
+    pitches = [pitch(source) for source in sources]
     mos = [dnsmos.run(source, 16000)["ovrl_mos"] for source in sources]
     print(json.dumps({"vocoder": "none", "sounds": len(files), "dnsmos": round(float(np.mean(mos)), 3)}), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "x.wav"
         for vocoder in args.vocoder:
             rows, cents, agreed = [], [], []
-            for path, source in zip(files, sources):
+            for path, source, (of_source, voiced) in zip(files, sources, pitches):
                 subprocess.run([args.primal, "vocode", "--wav", path, "--vocoder", vocoder, "--output", out], check=True, stderr=subprocess.DEVNULL)
                 made = at_16_khz(out)
                 source = source[:len(made)]
                 rows.append((pesq(16000, source, made, "wb"), stoi(source, made, 16000), dnsmos.run(made, 16000)["ovrl_mos"]))
-                (of_source, voiced), (of_made, also) = pitch(source), pitch(made)
-                cents.append(np.abs(1200 * np.log2(of_made / of_source)[voiced & also]))
-                agreed.append(voiced == also)
+                of_made, also = pitch(made)
+                frames = min(len(voiced), len(also))
+                both = voiced[:frames] & also[:frames]
+                cents.append(np.abs(1200 * np.log2(of_made[:frames] / of_source[:frames])[both]))
+                agreed.append(voiced[:frames] == also[:frames])
             cents = np.concatenate(cents)
             means = [*np.mean(rows, axis=0), np.median(cents), np.mean(cents > 50), np.mean(np.concatenate(agreed))]
             keys = ["pesq", "stoi", "dnsmos", "cents_off", "beyond_50_cents", "voicing_agrees"]

@@ -33,6 +33,7 @@ use primal_model::tokenizer::Tokenizer;
 use primal_model::{ModelError, ResidentModel};
 
 use crate::args::{BaseArgs, SamplingArgs, WriterArgs};
+use crate::progress::note;
 use crate::report::WrongUsage;
 
 /// The configuration that `--preset` or `--config` names; without either the preset `small`.
@@ -54,6 +55,18 @@ fn apply_overrides(
         set(assignment).map_err(|error| WrongUsage(error.to_string()))?;
     }
     Ok(())
+}
+
+/// Notes every key of a resolved configuration in TOML, a line each.
+fn note_config(toml: &str) {
+    let mut section = "";
+    for line in toml.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            note(format_args!("  {:<32} {value}", format!("{section}.{key}")));
+        }
+    }
 }
 
 /// Starts the worker threads of a command that only reads a model; 0 means all cores.

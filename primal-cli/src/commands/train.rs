@@ -23,7 +23,7 @@ use primal_model::train::{Event, Summary, Trainer};
 use serde::Serialize;
 
 use crate::args::TrainArgs;
-use crate::commands::{apply_overrides, base_config};
+use crate::commands::{apply_overrides, base_config, note_config};
 use crate::output;
 use crate::progress::{TrainProgress, note};
 use crate::report::INTERRUPTED;
@@ -249,14 +249,7 @@ pub(super) fn stop_on_signal() -> Result<Arc<AtomicBool>> {
 
 /// The resolved configuration as one table, and the memory that the run will take.
 fn describe(config: &Config, ledger: &Ledger) {
-    let mut section = String::new();
-    for line in config.to_toml().unwrap_or_default().lines() {
-        if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_end_matches(']').to_string();
-        } else if let Some((key, value)) = line.split_once(" = ") {
-            note(format_args!("  {:<32} {value}", format!("{section}.{key}")));
-        }
-    }
+    note_config(&config.to_toml().unwrap_or_default());
     note(format_args!(
         "  {:<32} {}",
         "memory by the ledger",
@@ -301,43 +294,31 @@ fn conclude(config: &Config, summary: &Summary, json: bool) -> Result<ExitCode> 
         output::json(&LastRow::Done(done))?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::line(format_args!(
-        "held-out loss       {:.4} nats a token",
-        done.val_loss
-    ))?;
-    output::line(format_args!(
-        "bits per byte       {:.4}",
-        done.bits_per_byte
-    ))?;
-    output::line(format_args!(
-        "steps               {} in {}",
-        done.steps,
-        output::clock(done.seconds)
-    ))?;
-    if done.skipped_steps > 0 {
-        output::line(format_args!("skipped steps       {}", done.skipped_steps))?;
-    }
-    output::line(format_args!(
-        "speed               {:.0} tokens/s",
-        done.tokens_per_s
-    ))?;
-    output::line(format_args!(
-        "state of a weight   {:.3} bytes",
-        done.state_bytes_per_weight
-    ))?;
-    output::line(format_args!(
-        "float state         {}",
-        output::bytes(done.float_bytes)
-    ))?;
     let (peak, planned) = (
         output::bytes(done.peak_rss_bytes),
         output::bytes(done.ledger_bytes),
     );
-    output::line(format_args!(
-        "peak memory         {peak}, {planned} by the ledger"
-    ))?;
-    output::line(format_args!("state hash          {}", done.state_hash))?;
-    output::line(format_args!("checkpoint          {checkpoint}"))?;
+    let mut steps = format!("{} in {}", done.steps, output::clock(done.seconds));
+    if done.skipped_steps > 0 {
+        steps += &format!(", {} of them skipped", done.skipped_steps);
+    }
+    output::table([
+        (
+            "held-out loss",
+            format!("{:.4} nats a token", done.val_loss),
+        ),
+        ("bits per byte", format!("{:.4}", done.bits_per_byte)),
+        ("steps", steps),
+        ("speed", format!("{:.0} tokens/s", done.tokens_per_s)),
+        (
+            "state of a weight",
+            format!("{:.3} bytes", done.state_bytes_per_weight),
+        ),
+        ("float state", output::bytes(done.float_bytes)),
+        ("peak memory", format!("{peak}, {planned} by the ledger")),
+        ("state hash", done.state_hash.clone()),
+        ("checkpoint", checkpoint.to_string()),
+    ])?;
     Ok(ExitCode::SUCCESS)
 }
 

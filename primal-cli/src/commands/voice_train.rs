@@ -16,8 +16,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::args::VoiceTrainArgs;
-use crate::commands::apply_overrides;
 use crate::commands::train::{override_with, stop_on_signal};
+use crate::commands::{apply_overrides, note_config};
 use crate::output;
 use crate::progress::{TrainProgress, note};
 use crate::report::INTERRUPTED;
@@ -157,14 +157,7 @@ fn example(utterance: Utterance, extractor: &MelExtractor, rate_hz: u32) -> Resu
 }
 
 fn describe(config: &VoiceConfig, (train, val): (usize, usize), (weights, on_grid): (u64, u64)) {
-    let mut section = String::new();
-    for line in config.to_toml().unwrap_or_default().lines() {
-        if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_end_matches(']').to_string();
-        } else if let Some((key, value)) = line.split_once(" = ") {
-            note(format_args!("  {:<32} {value}", format!("{section}.{key}")));
-        }
-    }
+    note_config(&config.to_toml().unwrap_or_default());
     note(format_args!(
         "  {:<32} {train}, {val} held out",
         "sentences"
@@ -197,7 +190,7 @@ fn conclude(config: &VoiceConfig, done: &VoiceDoneRow, json: bool) -> Result<()>
         return output::json(&LastRow::Done(done));
     }
     let run = config.train.run.display();
-    for (name, value) in [
+    output::table([
         ("held-out mel error", format!("{:.4}", done.val_loss)),
         (
             "the best",
@@ -215,8 +208,5 @@ fn conclude(config: &VoiceConfig, done: &VoiceDoneRow, json: bool) -> Result<()>
         ("peak memory", output::bytes(done.peak_rss_bytes)),
         ("state hash", done.state_hash.clone()),
         ("voice", format!("{run}/best")),
-    ] {
-        output::line(format_args!("{name:<19} {value}"))?;
-    }
-    Ok(())
+    ])
 }

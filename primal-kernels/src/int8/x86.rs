@@ -11,19 +11,15 @@ use super::packed::{BLOCK_ROWS, Block, HighStep, Step};
 use super::panel::{FLIP, Quad};
 use super::{Int8Grid, Path};
 use crate::isa::Isa;
+use crate::prefetch::prefetch;
 
 /// How far ahead of its use a code is asked for, in bytes: more than the latency of memory at
 /// full speed. Into the second-level cache, which waits for more lines at a time than the first.
 const PREFETCH: usize = 8192;
 
 #[inline(always)]
-fn prefetch(codes: &[u8; 64]) {
-    let ahead = codes.as_ptr().wrapping_add(PREFETCH);
-    #[allow(unused_unsafe, reason = "a safe function in newer compilers only")]
-    // SAFETY: a prefetch may name any address.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
-    }
+fn ask_ahead(codes: &[u8; 64]) {
+    prefetch::<_MM_HINT_T1>(codes.as_ptr().wrapping_add(PREFETCH).cast());
 }
 
 /// Two tables of sixteen bytes, turned over if `flip` is [`FLIP`].
@@ -170,7 +166,7 @@ fn fill_block_512<const WIDE: bool>(
 ) {
     let tables = tables(table, FLIP).map(|table| _mm512_broadcast_i32x4(table));
     for (i, (codes, quads)) in block.codes.iter().zip(panel.chunks_mut(2)).enumerate() {
-        prefetch(codes);
+        ask_ahead(codes);
         let index = nibbles_512(codes);
         for (half, (quad, index)) in quads.iter_mut().zip(index).enumerate() {
             let bits = if WIDE { Some(&block.high[i]) } else { None };
@@ -306,7 +302,7 @@ fn block_512<const WIDE: bool>(
         // Two chains an operand: a dot product takes five cycles, the rest of two steps seven.
         let mut sums = [_mm512_setzero_si512(); 4];
         let step = |sums: &mut [__m512i], i: usize| {
-            prefetch(&codes[i]);
+            ask_ahead(&codes[i]);
             let index = nibbles_512(&codes[i]);
             let (quads, _) = values[i].as_chunks::<4>();
             for half in 0..2 {
@@ -380,7 +376,7 @@ fn byte_block_512(block: ByteBlock<'_>, token: Token<'_>, out: &mut [f32; BLOCK_
         for (i, (step, values)) in steps.iter().zip(values).enumerate() {
             let (quads, _) = values.as_chunks::<4>();
             for half in 0..2 {
-                prefetch(&step[half]);
+                ask_ahead(&step[half]);
                 // SAFETY: the array holds the 64 bytes read.
                 let bytes = unsafe { _mm512_loadu_si512(step[half].as_ptr().cast()) };
                 let x = i32::from_le_bytes(quads[half].map(i8::cast_unsigned));
@@ -420,7 +416,7 @@ fn byte_block_256<const VNNI: bool>(
         for (step, values) in steps.iter().zip(values) {
             let (quads, _) = values.as_chunks::<4>();
             for half in 0..2 {
-                prefetch(&step[half]);
+                ask_ahead(&step[half]);
                 let x = i32::from_le_bytes(quads[half].map(i8::cast_unsigned));
                 let x = _mm256_set1_epi32(x);
                 for (part, bytes) in step[half].as_chunks::<32>().0.iter().enumerate() {
@@ -507,7 +503,7 @@ fn block_256<const VNNI: bool>(
         let mut sums = [[_mm256_setzero_si256(); 2]; 2];
         for i in start..end {
             let codes = &block.codes[i];
-            prefetch(codes);
+            ask_ahead(codes);
             let (quads, _) = token.values[i].as_chunks::<4>();
             for (part, sums) in sums.iter_mut().enumerate() {
                 let index = nibbles_256(codes, part);

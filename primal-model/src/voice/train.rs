@@ -19,9 +19,7 @@ use crate::error::ModelError;
 use crate::metrics::{MetricsLog, StepRow, VoiceEvalRow};
 use crate::parameters::{Parameters, grad_factor};
 use crate::process::peak_rss_bytes;
-
-/// Skipped steps in a row that end a run: nothing will become finite again.
-const MAX_SKIPPED_IN_A_ROW: u32 = 25;
+use crate::skips::Skips;
 
 /// A run: model, data and everything that a checkpoint holds.
 pub struct VoiceTrainer {
@@ -208,7 +206,7 @@ impl VoiceTrainer {
         .is_break();
         let frames_before = self.position.tokens;
         let seconds_before = self.position.seconds;
-        let mut skipped_in_a_row = 0;
+        let mut skips = Skips::default();
         let mut last_eval = None;
         let mut last_saved = self.resumed_from.take();
 
@@ -224,7 +222,7 @@ impl VoiceTrainer {
             (last_eval, last_saved) = (None, None);
             match made {
                 Some((losses, flip_rate)) => {
-                    skipped_in_a_row = 0;
+                    skips.end();
                     let row = StepRow {
                         step,
                         tokens: self.position.tokens,
@@ -239,21 +237,7 @@ impl VoiceTrainer {
                     interrupted |= on_event(VoiceEvent::Step(&row)).is_break();
                 }
                 None => {
-                    self.position.skipped_steps += 1;
-                    let total = self.position.skipped_steps;
-                    tracing::warn!(
-                        step,
-                        total,
-                        "a loss or gradient is not finite: step skipped"
-                    );
-                    log.skipped(step, total)?;
-                    skipped_in_a_row += 1;
-                    if skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW {
-                        return Err(ModelError::Diverged {
-                            in_a_row: skipped_in_a_row,
-                            step,
-                        });
-                    }
+                    skips.count(&mut self.position, Some(&mut log))?;
                 }
             }
             if step.is_multiple_of(train.eval_every) && step < train.steps {
