@@ -32,34 +32,48 @@ pub(crate) struct Settings {
     memory_bytes: u64,
     fail_allocation: u64,
     fail_launch: u64,
+    fail_collective: u64,
 }
 
 impl Settings {
     pub(crate) fn from_environment(devices: u32) -> Settings {
         Settings {
             devices: number("CUDA_STANDIN_DEVICES", devices.into()) as u32,
-            capability: number("CUDA_STANDIN_SM", 61) as i32,
+            capability: 61,
             driver_version: number("CUDA_STANDIN_DRIVER", 11080) as i32,
             memory_bytes: number("CUDA_STANDIN_MEMORY", 11 << 30),
             fail_allocation: number("CUDA_STANDIN_FAIL_ALLOCATION", 0),
             fail_launch: number("CUDA_STANDIN_FAIL_LAUNCH", 0),
+            fail_collective: number("CUDA_STANDIN_FAIL_COLLECTIVE", 0),
+        }
+    }
+
+    /// Those of one device: a list of capabilities has one each, and the last for all that follow.
+    pub(crate) fn of_device(self, ordinal: usize) -> Settings {
+        let list = std::env::var("CUDA_STANDIN_SM").unwrap_or_default();
+        let capabilities: Vec<i32> = list.split(',').filter_map(|it| it.parse().ok()).collect();
+        let own = capabilities.get(ordinal).or(capabilities.last());
+        Settings {
+            capability: own.copied().unwrap_or(self.capability),
+            ..self
         }
     }
 }
 
-fn number(variable: &str, default: u64) -> u64 {
+pub(crate) fn number(variable: &str, default: u64) -> u64 {
     let value = std::env::var(variable).ok();
     value.and_then(|it| it.parse().ok()).unwrap_or(default)
 }
 
 pub(crate) struct Device {
-    settings: Settings,
+    pub(crate) settings: Settings,
     memory: Memory,
     /// Sizes of what the host allocated.
     buffers: HashMap<u64, usize>,
     memory_bytes: u64,
     fail_allocation: u64,
     fail_launch: u64,
+    fail_collective: u64,
     counts: DeviceCounts,
     /// After a fault every call fails, as in a context whose kernel crashed.
     broken: Option<i32>,
@@ -76,6 +90,7 @@ impl Device {
             memory_bytes: settings.memory_bytes,
             fail_allocation: settings.fail_allocation,
             fail_launch: settings.fail_launch,
+            fail_collective: settings.fail_collective,
             counts: DeviceCounts::default(),
             broken: None,
             last_error: CString::default(),
@@ -98,6 +113,8 @@ impl Device {
             self.fail_allocation = value;
         } else if what == Injection::FailLaunch as u32 {
             self.fail_launch = value;
+        } else if what == Injection::FailCollective as u32 {
+            self.fail_collective = value;
         } else {
             self.memory_bytes = value;
         }
@@ -168,6 +185,25 @@ impl Device {
 
     pub(crate) fn fill(&mut self, to: u64, value: u8, bytes: usize) -> i32 {
         let result = self.memory.fill(to, bytes, value);
+        self.copied(result)
+    }
+
+    /// Gives bytes to a collective.
+    pub(crate) fn give(&mut self, to: &mut [u8], from: u64) -> i32 {
+        let injected = self.fail_collective == 1;
+        self.fail_collective = self.fail_collective.saturating_sub(1);
+        if injected {
+            self.broken = Some(code::LAUNCH_FAILED);
+            return self.fail(code::LAUNCH_FAILED, "an injected fault of a collective");
+        }
+        self.counts.given_bytes += to.len() as u64;
+        let result = self.memory.read(from, to);
+        self.copied(result)
+    }
+
+    /// Takes what a collective made.
+    pub(crate) fn take(&mut self, to: u64, from: &[u8]) -> i32 {
+        let result = self.memory.write(to, from);
         self.copied(result)
     }
 
@@ -265,6 +301,7 @@ mod tests {
             memory_bytes: 1000,
             fail_allocation: 0,
             fail_launch: 0,
+            fail_collective: 0,
         })
     }
 

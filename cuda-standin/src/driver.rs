@@ -38,15 +38,15 @@ fn driver() -> &'static Driver {
     static DRIVER: OnceLock<Driver> = OnceLock::new();
     DRIVER.get_or_init(|| {
         let settings = Settings::from_environment(*DEFAULT_DEVICES.get_or_init(|| 1));
-        let device = |_| Mutex::new(Device::new(settings));
+        let device = |ordinal| Mutex::new(Device::new(settings.of_device(ordinal)));
         Driver {
             settings,
-            devices: (0..settings.devices).map(device).collect(),
+            devices: (0..settings.devices as usize).map(device).collect(),
         }
     })
 }
 
-fn device(ordinal: usize) -> Option<MutexGuard<'static, Device>> {
+pub(crate) fn device(ordinal: usize) -> Option<MutexGuard<'static, Device>> {
     let device = driver().devices.get(ordinal)?;
     Some(device.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -133,8 +133,9 @@ export! {
             None => code::INVALID_DEVICE,
         }
     }
-    fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, _device: c_int) {
-        let capability = driver().settings.capability;
+    fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, ordinal: c_int) {
+        let Some(device) = device(ordinal as usize) else { return code::INVALID_DEVICE };
+        let capability = device.settings.capability;
         *value = match attribute {
             1..=3 => 1024,
             8 | 97 => 48 * 1024,
@@ -162,6 +163,9 @@ export! {
         with_current(|device| device.state())
     }
     fn cuStreamSynchronize(_stream: Handle) {
+        with_current(|device| device.state())
+    }
+    fn cuStreamQuery(_stream: Handle) {
         with_current(|device| device.state())
     }
     fn cuStreamCreate(stream: *mut Handle, _flags: c_uint) {

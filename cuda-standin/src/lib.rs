@@ -1,4 +1,4 @@
-//! A `libcuda.so` whose device is the PTX interpreter.
+//! A `libcuda.so` whose device is the PTX interpreter, and a `libnccl.so.2` between several of them.
 //!
 //! The loader of a CUDA program opens `libcuda.so` by name. This crate is a shared library of that
 //! name: [`install`] opens it first, and from then on the process has a GPU that runs PTX (and no
@@ -10,11 +10,13 @@
 //! | variable | meaning | default |
 //! |---|---|---|
 //! | `CUDA_STANDIN_DEVICES` | devices; 0: `CUDA_ERROR_NO_DEVICE` | 1 |
-//! | `CUDA_STANDIN_SM` | compute capability | 61 |
+//! | `CUDA_STANDIN_SM` | compute capability, or a list of one a device | 61 |
 //! | `CUDA_STANDIN_DRIVER` | driver version; below 11080: PTX of 11.8 is refused | 11080 |
 //! | `CUDA_STANDIN_MEMORY` | bytes of a device | 11 GiB |
 //! | `CUDA_STANDIN_FAIL_ALLOCATION` | this allocation, from 1, finds no memory | none |
 //! | `CUDA_STANDIN_FAIL_LAUNCH` | this launch, from 1, ends in an illegal address | none |
+//! | `CUDA_STANDIN_FAIL_COLLECTIVE` | this collective, from 1, breaks the device | none |
+//! | `CUDA_STANDIN_NCCL` | version of NCCL | 22105 |
 //!
 //! ```no_run
 //! let standin = cuda_standin::install(1)?;
@@ -25,6 +27,7 @@
 
 mod device;
 mod driver;
+mod nccl;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -35,6 +38,8 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
 const LIBRARY: &str = "libcuda_standin.so";
 /// Whether buffers share allocations, as primal-model reads it.
 const POOL_VARIABLE: &str = "PRIMAL_GPU_POOL";
+/// Where NCCL lies, as primal-kernels reads it.
+const NCCL_VARIABLE: &str = "PRIMAL_NCCL";
 
 /// Why the stand-in could not be put in place.
 #[derive(Debug, Clone)]
@@ -58,6 +63,8 @@ pub enum Injection {
     FailLaunch = 1,
     /// Bytes of the device's memory.
     Memory = 2,
+    /// The n-th collective from now on, from 1, breaks the device; 0 takes it back.
+    FailCollective = 3,
 }
 
 /// What a device executed since the last look.
@@ -78,6 +85,8 @@ pub struct DeviceCounts {
     pub global_written_bytes: u64,
     /// Bytes copied between host and device, either way.
     pub copied_bytes: u64,
+    /// Bytes given to collectives of several devices.
+    pub given_bytes: u64,
     /// Bytes allocated now.
     pub used_bytes: u64,
     /// The most that was ever allocated.
@@ -108,17 +117,23 @@ impl StandIn {
 }
 
 /// Makes this process's `libcuda.so` the stand-in, with `devices` devices unless the environment
-/// says otherwise. Later calls return the same; a real driver that was opened before stays. Buffers
-/// of a pool become allocations of their own, whose ends the stand-in watches.
+/// says otherwise, and the stand-in its NCCL. Later calls return the same; a real driver that was
+/// opened before stays. Buffers of a pool become allocations of their own, whose ends the stand-in
+/// watches.
 pub fn install(devices: u32) -> Result<&'static StandIn, InstallError> {
     static INSTALLED: OnceLock<Result<StandIn, InstallError>> = OnceLock::new();
     let result = INSTALLED.get_or_init(|| {
         let path = library_path()?;
         let wrong = |error: libloading::Error| InstallError(error.to_string());
-        if std::env::var_os(POOL_VARIABLE).is_none() {
-            // SAFETY: the programs that call this, tests, read the environment by std alone, which
-            // takes turns.
-            unsafe { std::env::set_var(POOL_VARIABLE, "off") };
+        for (variable, value) in [
+            (POOL_VARIABLE, "off".as_ref()),
+            (NCCL_VARIABLE, path.as_os_str()),
+        ] {
+            if std::env::var_os(variable).is_none() {
+                // SAFETY: the programs that call this, tests, read the environment by std alone,
+                // which takes turns.
+                unsafe { std::env::set_var(variable, value) };
+            }
         }
         // SAFETY: the library is ours and runs nothing when it is opened; the symbols have the
         // types that driver.rs gives them.
@@ -137,14 +152,18 @@ pub fn install(devices: u32) -> Result<&'static StandIn, InstallError> {
     result.as_ref().map_err(Clone::clone)
 }
 
-/// Makes a folder inside `parent` that holds the stand-in as `libcuda.so`, for a child process's
-/// `LD_LIBRARY_PATH`.
+/// Makes a folder inside `parent` that holds the stand-in as `libcuda.so`, and as `libnccl.so.2` the
+/// same, for a child process's `LD_LIBRARY_PATH`.
 pub fn library_folder(parent: &std::path::Path) -> Result<PathBuf, InstallError> {
     let wrong = |error: std::io::Error| InstallError(error.to_string());
     let folder = parent.join("cuda-standin");
     std::fs::create_dir_all(&folder).map_err(wrong)?;
-    for name in ["libcuda.so", "libcuda.so.1"] {
-        std::fs::copy(library_path()?, folder.join(name)).map_err(wrong)?;
+    // One file of several names: a loader that finds it under the second has it already.
+    let library = folder.join("libcuda.so");
+    std::fs::copy(library_path()?, &library).map_err(wrong)?;
+    for name in ["libcuda.so.1", "libnccl.so.2"] {
+        let _ = std::fs::remove_file(folder.join(name));
+        std::fs::hard_link(&library, folder.join(name)).map_err(wrong)?;
     }
     Ok(folder)
 }

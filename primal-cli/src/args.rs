@@ -135,6 +135,9 @@ pub struct TrainArgs {
     /// What computes.
     #[arg(long, value_parser = backend_parser())]
     pub backend: Option<Backend>,
+    /// GPUs that share the micro-batches of a step; changes no result.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub gpus: Option<usize>,
     /// Go on from the newest checkpoint of the run folder.
     #[arg(long)]
     pub resume: bool,
@@ -354,6 +357,9 @@ pub struct PlanArgs {
     /// What computes.
     #[arg(long, value_parser = backend_parser())]
     pub backend: Option<Backend>,
+    /// GPUs that share the micro-batches of a step.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub gpus: Option<usize>,
     /// Memory that the run may take, in MiB: keeps or recomputes activations to fit.
     #[arg(long, value_name = "MIB")]
     pub memory_budget: Option<u64>,

@@ -5,20 +5,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{Workplace, finish, json, refused};
-
-/// Gives `command` the stand-in driver, with `settings` of it.
-fn with_gpu<'c>(
-    place: &Workplace,
-    command: &'c mut Command,
-    settings: &[(&str, &str)],
-) -> &'c mut Command {
-    let folder = cuda_standin::library_folder(&place.path("")).unwrap();
-    command.env("LD_LIBRARY_PATH", folder);
-    command.env("PRIMAL_KERNELS", "checked-in");
-    command.env("PRIMAL_KERNEL_CACHE", "off");
-    command.envs(settings.iter().copied())
-}
+use common::{Workplace, finish, json, refused, with_gpu};
 
 /// `primal train --backend cuda` with one micro-batch of two sequences.
 fn train(place: &Workplace, run: &str, steps: u32) -> Command {

@@ -75,11 +75,12 @@ KERNEL __launch_bounds__(256)
     partial[(size_t)blockIdx.y * width + col] = sum;
 }
 
-// out (width) += the rows of partial (blocks, width), in order.
+// out (width) += the sum of the rows of partial (blocks, width), in order. A micro-batch is summed
+// on its own first: GPUs and ranks compute theirs apart from each other.
 KERNEL __launch_bounds__(256) fold_columns(const float* __restrict__ partial, int blocks, int width, float* out) {
     int col = blockIdx.x * blockDim.x + threadIdx.x;
     if (col >= width) return;
-    float sum = out[col];
+    float sum = 0.0f;
     for (int block = 0; block < blocks; ++block) sum = sum + partial[(size_t)block * width + col];
-    out[col] = sum;
+    out[col] = out[col] + sum;
 }

@@ -158,14 +158,15 @@ KERNEL __launch_bounds__(256)
     }
 }
 
-// Ends a micro-batch: folds the partial sums of tiles in order. Block 0 does the scalars too.
+// Ends a micro-batch: folds the partial sums of its tiles in order, and adds that to the sums of the
+// step. Block 0 does the scalars too.
 KERNEL __launch_bounds__(256) end_votes(Ballots b, int rows, int cols) {
     int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     int col = blockIdx.x * blockDim.x + threadIdx.x;
     if (col < cols) {
-        float sum = b.col_sum[col];
+        float sum = 0.0f;
         for (int tile = 0; tile < tiles; ++tile) sum = sum + b.tile_col[(size_t)tile * cols + col];
-        b.col_sum[col] = sum;
+        b.col_sum[col] = b.col_sum[col] + sum;
     }
     if (blockIdx.x == 0) {
         // 256 tiles at a time: a thread adds the rows of one up, thread 0 folds them.
@@ -183,10 +184,6 @@ KERNEL __launch_bounds__(256) end_votes(Ballots b, int rows, int cols) {
             var[threadIdx.x] = v;
             __syncthreads();
             if (threadIdx.x == 0) {
-                if (start == 0) {
-                    expected = b.cast_sums[0];
-                    rounding = b.cast_sums[1];
-                }
                 for (int i = 0; i < min(256, tiles - start); ++i) {
                     expected = expected + (double)u_sq[i];
                     rounding = rounding + (double)var[i];
@@ -194,8 +191,8 @@ KERNEL __launch_bounds__(256) end_votes(Ballots b, int rows, int cols) {
             }
         }
         if (threadIdx.x == 0) {
-            b.cast_sums[0] = expected;
-            b.cast_sums[1] = rounding;
+            b.cast_sums[0] = b.cast_sums[0] + expected;
+            b.cast_sums[1] = b.cast_sums[1] + rounding;
         }
     }
 }

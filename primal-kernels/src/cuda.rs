@@ -15,10 +15,15 @@ mod cache;
 mod device;
 mod elementwise;
 mod error;
+#[cfg(feature = "nccl")]
+mod exchange;
 mod gemm;
 mod image;
 mod int8;
+mod library;
 mod loss;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod norm;
 mod nvrtc;
 mod pool;
@@ -36,6 +41,8 @@ pub use elementwise::{
     swiglu_backward,
 };
 pub use error::CudaError;
+#[cfg(feature = "nccl")]
+pub use exchange::{Rounds, Sum, VOTES_TOO_LARGE, pair_votes, unpair_votes};
 pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
 pub use image::{CHECKED_IN_PTX, Image, ImageChoice};
 pub use int8::{Quantised, QuantisedRows, int8_matmul_nn, int8_matmul_nt, int8_matvec};
@@ -43,13 +50,15 @@ pub use loss::{
     CrossEntropy, embedding_gradient, loss_begin, loss_end, loss_gradient, loss_tile,
     position_gradient, sum_losses,
 };
+#[cfg(feature = "nccl")]
+pub use nccl::{Clique, Nccl, Queue};
 pub use norm::{NormSizes, fold_column_sums, norm_backward, norm_forward};
 pub use nvrtc::{Compiled, Nvrtc};
-pub use probe::{CudaReport, report};
+pub use probe::{CudaReport, device_count, report};
 pub use sampling::Sampler;
 pub use source::{OPTIONS, kernel_names, source, source_hash};
 pub use vote::{
-    BallotSizes, Ballots, CastStep, begin_votes, cast_votes, count_votes, end_votes,
-    update_statistics,
+    BallotSizes, Ballots, CastStep, VoteSlot, VoteSums, begin_votes, cast_votes, count_votes,
+    end_votes, update_statistics,
 };
 pub use weights::{DeviceWeights, decode_rows, embed, matvec};

@@ -186,7 +186,7 @@ fn norms_and_column_sums() {
                 &mut rstd,
             );
             let (mut dx, mut dw, mut db) =
-                (vec![0.25; n * width], vec![0.25; width], vec![0.25; width]);
+                (vec![0.25; n * width], vec![0.0; width], vec![0.0; width]);
             primal_kernels::norm_backward(
                 isa(),
                 kind,
@@ -200,6 +200,11 @@ fn norms_and_column_sums() {
                 &mut dw,
                 has_bias.then_some(&mut db[..]),
             );
+
+            // On the GPU a micro-batch is summed on its own and then added.
+            for sum in dw.iter_mut().chain(&mut db) {
+                *sum += 0.25;
+            }
 
             let sizes = NormSizes {
                 n,
@@ -247,8 +252,11 @@ fn norms_and_column_sums() {
             assert_bits("column_partials", &what, &dw_at.to_vec().unwrap(), &dw);
             assert_bits("fold_columns", &what, &db_at.to_vec().unwrap(), &db);
 
-            let mut sums = weight.clone();
+            let mut sums = vec![0.0; width];
             primal_kernels::sum_rows(isa(), &dy, width, &mut sums);
+            for (sum, before) in sums.iter_mut().zip(&weight) {
+                *sum += before;
+            }
             cuda::fold_column_sums(n, dy_at.view(..), weight_at.view(..), scratch.view(..))
                 .unwrap();
             assert_bits("fold_columns", &what, &weight_at.to_vec().unwrap(), &sums);

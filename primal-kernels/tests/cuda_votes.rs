@@ -7,7 +7,9 @@ mod common;
 use std::sync::Arc;
 
 use common::{assert_bits, device, isa, noise, report, up, zeros};
-use primal_kernels::cuda::{self, BallotSizes, Ballots, Buffer, CastStep, DeviceWeights};
+use primal_kernels::cuda::{
+    self, BallotSizes, Ballots, Buffer, CastStep, Device, DeviceWeights, VoteSlot, VoteSums,
+};
 use primal_kernels::{
     FlipTable, HugeArena, Isa, PackedWeights, QuantisedRows, VoteRng, cast_votes_i8,
     cast_votes_i16, count_row, decode_values, gradient_row_stats, int8_matvec,
@@ -19,6 +21,15 @@ const SIZES: [(usize, usize); 5] = [(1, 1), (3, 15), (65, 33), (70, 128), (5, 30
 fn matrix(grid: &Grid, rows: usize, cols: usize) -> QuantMatrix {
     let scales = noise(rows, 9).iter().map(|s| 1.1 + s).collect();
     QuantMatrix::quantise(grid, rows, cols, cols, &noise(rows * cols, 8), scales).unwrap()
+}
+
+/// A place for the sums of one matrix.
+fn slot(device: &Device, rows: usize, cols: usize) -> VoteSlot {
+    VoteSlot {
+        sums: Arc::new(VoteSums::new(device, 1, rows + cols).unwrap()),
+        matrix: 0,
+        first_line: 0,
+    }
 }
 
 /// What one step of one matrix leaves, computed row by row with the CPU's kernels as primal-optim
@@ -52,6 +63,8 @@ impl Reference {
         let cols = self.matrix.cols();
         let rows = self.matrix.rows();
         let (mut col_sum, mut row_sum) = (vec![0.0_f32; cols], vec![0.0; rows]);
+        // A micro-batch is summed on its own first.
+        let (mut own_u_sq, mut own_rounding) = (0.0, 0.0);
         let factor = vec![1.0; cols];
         for tile in (0..rows).step_by(64) {
             let mut tile_col = vec![0.0; cols];
@@ -87,9 +100,11 @@ impl Reference {
                 .iter_mut()
                 .zip(tile_col)
                 .for_each(|(sum, part)| *sum += part);
-            self.u_sq += f64::from(u_sq);
-            self.rounding += f64::from(rounding);
+            own_u_sq += f64::from(u_sq);
+            own_rounding += f64::from(rounding);
         }
+        self.u_sq += own_u_sq;
+        self.rounding += own_rounding;
         (col_sum, row_sum)
     }
 
@@ -144,8 +159,8 @@ fn steps_agree(grid: &Grid, (rows, cols): (usize, usize), many: bool, reference_
         cols,
         many_micro_batches: many,
     };
-    let counts = Arc::new(Buffer::<u64>::zeros(&device, 2, "counts").unwrap());
-    let slot = (Arc::clone(&counts), 0);
+    let slot = slot(&device, rows, cols);
+    let sums = Arc::clone(&slot.sums);
     let ballots = Ballots::new(&device, sizes, &table, slot, "ballots").unwrap();
     let elements = rows * cols;
     let mut want = Reference {
@@ -207,7 +222,7 @@ fn steps_agree(grid: &Grid, (rows, cols): (usize, usize), many: bool, reference_
         cuda::count_votes(&ballots, &weights, leak, &rng(1, step)).unwrap();
         let counted = want.count(reference_isa, &table, leak, &rng(1, step));
         assert_eq!(
-            counts.to_vec().unwrap(),
+            sums.counted.to_vec().unwrap(),
             [counted.0, counted.1],
             "count, {what}"
         );
@@ -267,9 +282,8 @@ fn a_gradient_that_is_not_finite_casts_nothing() {
         cols: 20,
         many_micro_batches: false,
     };
-    let counts = Arc::new(Buffer::<u64>::zeros(&device, 2, "counts").unwrap());
-    let slot = (Arc::clone(&counts), 0);
     let table = FlipTable::new(&grid, 127);
+    let slot = slot(&device, 3, 20);
     let ballots = Ballots::new(&device, sizes, &table, slot, "ballots").unwrap();
     for poison in [f32::NAN, f32::INFINITY] {
         let mut grad = noise(60, 1);
@@ -312,8 +326,8 @@ fn running_statistics_move_as_on_the_cpu() {
         cols,
         many_micro_batches: true,
     };
-    let counts = Arc::new(Buffer::<u64>::zeros(&device, 2, "counts").unwrap());
-    let slot = (Arc::clone(&counts), 0);
+    let slot = slot(&device, rows, cols);
+    let sums = Arc::clone(&slot.sums);
     let table = FlipTable::new(&grid, 127);
     let ballots = Ballots::new(&device, sizes, &table, slot, "ballots").unwrap();
     let step = CastStep {
@@ -322,22 +336,24 @@ fn running_statistics_move_as_on_the_cpu() {
         blend: [0.0, 1.0],
         rng: rng(0, 0),
     };
-    let grad = noise(rows * cols, 5);
+    let grads = [5, 6].map(|seed| noise(rows * cols, seed));
     let (d_scale, bad) = (zeros(&device, rows), up(&device, &[0_u32]));
     cuda::begin_votes(&ballots, 2).unwrap();
-    cuda::cast_votes(
-        &ballots,
-        &weights,
-        up(&device, &grad).view(..),
-        (0, rows),
-        &step,
-        d_scale.view(..),
-        bad.view(..),
-    )
-    .unwrap();
-    cuda::end_votes(&ballots).unwrap();
+    for grad in &grads {
+        cuda::cast_votes(
+            &ballots,
+            &weights,
+            up(&device, grad).view(..),
+            (0, rows),
+            &step,
+            d_scale.view(..),
+            bad.view(..),
+        )
+        .unwrap();
+        cuda::end_votes(&ballots).unwrap();
+    }
     cuda::count_votes(&ballots, &weights, 0, &rng(1, 0)).unwrap();
-    let squared = counts.to_vec().unwrap()[1];
+    let squared = sums.counted.to_vec().unwrap()[1];
     cuda::update_statistics(&ballots, 0.95, 2, 2.0).unwrap();
 
     let mut want = Reference {
@@ -349,7 +365,13 @@ fn running_statistics_move_as_on_the_cpu() {
         u_sq: 0.0,
         rounding: 0.0,
     };
-    let (col_sum, row_sum) = want.cast(isa(), &grad, &step);
+    let (mut col_sum, mut row_sum) = (vec![0.0; cols], vec![0.0; rows]);
+    for grad in &grads {
+        let (by_col, by_row) = want.cast(isa(), grad, &step);
+        for (sum, own) in [(&mut col_sum, by_col), (&mut row_sum, by_row)] {
+            sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+    }
     let means = |sums: &[f32], share: f32, divide: bool| -> Vec<f32> {
         let part = |sum: f32| if divide { sum / share } else { sum * share };
         sums.iter()

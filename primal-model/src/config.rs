@@ -1,11 +1,13 @@
 //! What a run is: every number of model, data, training and learning rule, as strict TOML.
 
+mod inference;
 mod model;
 
 use std::path::PathBuf;
 
+pub use inference::{InferenceConfig, KvCacheKind};
 pub use model::{FeedForward, FloatPart, ModelConfig, NormKind, PositionKind, RopeScaling};
-use primal_kernels::{CacheKind, Int16Panels};
+use primal_kernels::Int16Panels;
 pub use primal_optim::{OptimConfig, Rule};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,7 @@ pub const PRESETS: [&str; 4] = ["shakespeare-char", "small", "ghost-0.1b", "llam
 
 /// Keys that change how long a run is, what it costs, what it reads and how it is watched, but not
 /// what a step computes; the data is compared by its fingerprint, not by its path.
-const FREE_ON_RESUME: [&str; 19] = [
+const FREE_ON_RESUME: [&str; 20] = [
     "inference.kv_cache",
     "data.train",
     "data.val",
@@ -29,6 +31,7 @@ const FREE_ON_RESUME: [&str; 19] = [
     "train.micro_batches_per_pass",
     "train.threads",
     "train.backend",
+    "train.gpus",
     "train.eval_every",
     "train.eval_tokens",
     "train.save_every",
@@ -97,6 +100,8 @@ pub struct TrainConfig {
     pub threads: usize,
     /// What computes.
     pub backend: Backend,
+    /// GPUs that share the micro-batches of a step; divides `micro_batches`. Changes no result.
+    pub gpus: usize,
     /// Steps between evaluations; 0 evaluates only at the end.
     pub eval_every: u32,
     /// Tokens of an evaluation, at most; rounded down to whole windows.
@@ -118,7 +123,7 @@ pub struct TrainConfig {
     pub memory_budget_mib: u64,
     /// How matrix products with weights on the grid are computed.
     pub compute: Compute,
-    /// Seconds that ranks wait for each other before they give up.
+    /// Seconds that ranks, or GPUs, wait for each other before they give up.
     pub rank_timeout_s: u64,
     /// Steps between comparisons of the ranks' states; 0 compares only before a checkpoint.
     pub compare_ranks_every: u32,
@@ -155,37 +160,6 @@ impl Compute {
             Compute::Int8 => Some(Int16Panels::MAX),
             Compute::Int8Blocks => Some(127),
             Compute::Int8FloatGradients | Compute::Float => None,
-        }
-    }
-}
-
-/// How a model is run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct InferenceConfig {
-    /// How keys and values of past tokens are kept.
-    pub kv_cache: KvCacheKind,
-}
-
-/// How keys and values of past tokens are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum KvCacheKind {
-    /// In two bytes.
-    #[default]
-    F16,
-    /// In one byte, with a scale a token and head.
-    Int8,
-    /// In four bytes.
-    F32,
-}
-
-impl From<KvCacheKind> for CacheKind {
-    fn from(kind: KvCacheKind) -> CacheKind {
-        match kind {
-            KvCacheKind::F16 => CacheKind::F16,
-            KvCacheKind::Int8 => CacheKind::Int8,
-            KvCacheKind::F32 => CacheKind::F32,
         }
     }
 }
@@ -227,6 +201,7 @@ impl Default for TrainConfig {
             seed: 1,
             threads: 0,
             backend: Backend::Auto,
+            gpus: 1,
             eval_every: 250,
             eval_tokens: 65_536,
             save_every: 250,
@@ -408,6 +383,21 @@ impl TrainConfig {
         at_least_one("train.micro_batches", self.micro_batches)?;
         at_least_one("train.micro_batches_per_pass", self.micro_batches_per_pass)?;
         at_least_one("train.keep_checkpoints", self.keep_checkpoints)?;
+        let (gpus, pieces) = (self.gpus, self.micro_batches);
+        at_least_one("train.gpus", gpus)?;
+        let several = gpus > 1;
+        let on_cpu = several && self.backend == Backend::Cpu;
+        check("train.gpus", gpus, !on_cpu, || {
+            "needs --backend cuda".into()
+        })?;
+        check("train.gpus", gpus, pieces.is_multiple_of(gpus), || {
+            format!("must divide train.micro_batches = {pieces}")
+        })?;
+        let per_pass = self.micro_batches_per_pass;
+        let apart = !several || per_pass == 1;
+        check("train.micro_batches_per_pass", per_pass, apart, || {
+            format!("must be 1 with train.gpus = {gpus}")
+        })?;
         check(
             "train.micro_batches",
             self.micro_batches,
@@ -770,6 +760,7 @@ mod tests {
                 "train.micro_batches_per_pass=3",
                 "train.micro_batches_per_pass",
             ),
+            ("train.gpus=3", "train.gpus"),
             ("train.eval_tokens=1", "train.eval_tokens"),
             ("train.steps=0", "train.steps"),
             ("optim.tau=0", "optim.tau"),

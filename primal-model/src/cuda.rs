@@ -8,6 +8,8 @@
 //! as those of the processor with `train.compute = "int8-float-gradients"`.
 
 mod generate;
+#[cfg(feature = "nccl")]
+mod group;
 mod layers;
 mod pass;
 mod state;
@@ -16,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use primal_kernels::VoteRng;
-use primal_kernels::cuda::{self, Buffer, CudaError, Device, ImageChoice, OpenOptions};
+use primal_kernels::cuda::{self, Buffer, CudaError, Device, ImageChoice, OpenOptions, VoteSums};
 use primal_optim::{ConsensusStep, FlipStats, LEAK_STREAM, Rule, StepContext, adam_step};
 
 use crate::config::{Compute, Config};
@@ -28,6 +30,8 @@ use crate::shape::ModelShape;
 
 pub use generate::CudaInferenceModel;
 pub(crate) use generate::CudaReader;
+#[cfg(feature = "nccl")]
+pub(crate) use group::CudaGroup;
 use pass::{PassBuffers, Piece};
 use state::{FloatArena, Layout, Matrix};
 
@@ -37,15 +41,15 @@ impl From<CudaError> for ModelError {
     }
 }
 
-/// The first GPU, with the kernels that suit it best.
-fn open_device() -> Result<Device, CudaError> {
+/// A GPU by its number, with the kernels that suit it best.
+fn open_device(ordinal: usize) -> Result<Device, CudaError> {
     let image = match std::env::var_os("PRIMAL_KERNELS") {
         Some(choice) if choice == "checked-in" => ImageChoice::CheckedIn,
         _ => ImageChoice::Auto,
     };
     let separate_buffers = std::env::var_os("PRIMAL_GPU_POOL").is_some_and(|it| it == "off");
     let device = Device::open(OpenOptions {
-        ordinal: 0,
+        ordinal,
         image,
         separate_buffers,
     })?;
@@ -92,8 +96,7 @@ pub(crate) struct CudaModel {
     layout: Layout,
     matrices: Vec<Matrix>,
     arena: FloatArena,
-    /// (matrices, 2) flips and squared votes.
-    counted: Arc<Buffer<u64>>,
+    sums: Arc<VoteSums>,
     /// Set by a gradient that is not finite.
     bad: Buffer<u32>,
     buffers: PassBuffers,
@@ -104,6 +107,15 @@ pub(crate) struct CudaModel {
 impl CudaModel {
     /// Copies `model` to the GPU of a run of `config`; returns its ledger too.
     pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Opened, ModelError> {
+        CudaModel::check(config)?;
+        let ledger = Ledger::for_gpu_training(config, model.shape());
+        let opened = CudaModel::on(&open_device(0)?, config, model, &ledger)?;
+        opened.check_placed(&ledger)?;
+        Ok((Box::new(opened), ledger))
+    }
+
+    /// Refuses what a GPU does not train.
+    fn check(config: &Config) -> Result<(), ModelError> {
         if config.optim.rule != Rule::Consensus || !config.model.float_parts.is_empty() {
             return Err(ModelError::Cuda(
                 "a GPU trains rule consensus with every matrix on the grid; hint: --backend cpu"
@@ -115,9 +127,16 @@ impl CudaModel {
                 "a GPU does not compute in int8-blocks; hint: --set train.compute=int8".into(),
             ));
         }
-        let shape = *model.shape();
-        let ledger = Ledger::for_gpu_training(config, &shape);
-        let device = open_device()?;
+        Ok(())
+    }
+
+    /// Copies `model` to a GPU, which gives the memory of `ledger` to the run.
+    fn on(
+        device: &Device,
+        config: &Config,
+        model: &mut Model,
+        ledger: &Ledger,
+    ) -> Result<CudaModel, ModelError> {
         let (free, total) = device.memory()?;
         if ledger.total() > free && !config.train.ignore_memory_limit {
             return Err(CudaError::OutOfMemory {
@@ -128,40 +147,48 @@ impl CudaModel {
             }
             .into());
         }
-        let device = with_pool(&device, &ledger)?;
+        let device = with_pool(device, ledger)?;
         let layout = Layout::of(model);
-        let counted = Buffer::zeros(&device, 2 * layout.matrices(), "counts of flips")?;
-        let counted = Arc::new(counted);
+        let sums = Arc::new(VoteSums::new(&device, layout.matrices(), layout.lines)?);
         let arena = FloatArena::upload(&device, &layout, model)?;
         let many = config.train.micro_batches > 1;
-        let matrices = state::upload_matrices(&device, &layout, &arena, model, many, &counted)?;
+        let matrices = state::upload_matrices(&device, &layout, &arena, model, many, &sums)?;
         if matrices.len() != layout.matrices() {
             return Err(ModelError::Cuda(
                 "a GPU trains every matrix of a model; hint: --backend cpu".into(),
             ));
         }
         let updates = matrices.first().map_or(0.0, |matrix| matrix.updates);
-        let opened = CudaModel {
+        Ok(CudaModel {
             bad: Buffer::zeros(&device, 1, "flag")?,
             buffers: PassBuffers::new(&device, config, model)?,
             device,
-            shape,
+            shape: *model.shape(),
             layout,
             matrices,
             arena,
-            counted,
+            sums,
             updates,
-        };
+        })
+    }
+
+    /// Whether the buffers are those of the ledger.
+    fn check_placed(&self, ledger: &Ledger) -> Result<(), ModelError> {
         let planned = ledger.total() - ledger.alignment;
-        let allocated = opened.device.placed_bytes();
-        if allocated != planned {
-            return Err(ModelError::Ledger {
-                what: "GPU memory",
-                allocated,
-                planned,
-            });
+        let allocated = self.device.placed_bytes();
+        if allocated == planned {
+            return Ok(());
         }
-        Ok((Box::new(opened), ledger))
+        Err(ModelError::Ledger {
+            what: "GPU memory",
+            allocated,
+            planned,
+        })
+    }
+
+    /// What kernels have set in `bad`.
+    fn flag(&self) -> Result<u32, CudaError> {
+        Ok(self.bad.to_vec()?[0])
     }
 
     fn pieces(&self, pass: &Pass<'_>) -> Vec<Piece> {
@@ -224,7 +251,7 @@ impl Engine for CudaModel {
     }
 
     fn grad_norm(&mut self, ctx: &StepContext<'_>) -> Result<f64, ModelError> {
-        if self.bad.to_vec()?[0] != 0 {
+        if self.flag()? != 0 {
             return Ok(f64::NAN);
         }
         let sum = self.arena.sum_squares()?;
@@ -253,7 +280,7 @@ impl Engine for CudaModel {
                 .step(part, grad_factor, &adam_step(ctx, rate, 0.0))?;
         }
         self.updates += 1.0;
-        let counted = self.counted.to_vec()?;
+        let counted = self.sums.counted.to_vec()?;
         stats.flips = counted.chunks_exact(2).map(|pair| pair[0]).sum();
         Ok(stats)
     }

@@ -71,20 +71,25 @@ pub(crate) fn widest_matrix(shape: &ModelShape) -> usize {
 }
 
 impl Ledger {
-    /// The memory of a GPU that trains `config` by rule `consensus`.
+    /// The memory of a GPU that trains `config` by rule `consensus`, of each if there are several.
     pub fn for_gpu_training(config: &Config, shape: &ModelShape) -> Ledger {
         let many = config.train.micro_batches > 1;
         let all = matrices(config, shape);
         let (mut codes, mut ballots, mut votes, mut statistics) = (0_u64, 0_u64, 0_u64, 0_u64);
-        let (mut scales, mut pieces) = (0, 0);
+        let (mut scales, mut lines, mut pieces) = (0, 0, 0);
         for PlannedMatrix { size, grid, .. } in &all {
             let (rows, cols) = (size.0 as u64, size.1 as u64);
             codes += grid.as_ref().map_or(0, |grid| code_bytes(grid, rows, cols));
             ballots += rows * cols;
-            votes += if many { 2 * rows * cols } else { 0 };
+            votes += if many {
+                2 * (rows * cols).next_multiple_of(2)
+            } else {
+                0
+            };
             let tiles = rows.div_ceil(TILE_ROWS as u64);
             statistics += 4 * (4 * rows + 3 * cols + tiles * cols + 4 + 64) + 2 * 8 + 2 * 8;
             scales += rows;
+            lines += rows + cols;
             pieces += rows.div_ceil(SQUARES_BLOCK as u64);
         }
         let vectors = vector_weights(shape);
@@ -104,8 +109,14 @@ impl Ledger {
         for (what, bytes) in activations(config, shape) {
             ledger.row(what, bytes);
         }
+        if config.train.gpus > 1 {
+            // The float sums of a micro-batch of every GPU, and of the rounds so far.
+            let sums = 4 * (scales + vectors + lines) + 2 * 8 * all.len() as u64;
+            let copies = config.train.gpus as u64 + 1;
+            ledger.row("exchange between GPUs", copies * sums);
+        }
         // A matrix has four buffers of codes and grid and thirteen for its votes, a block nine
-        // of activations and up to two streams; then arena, workspace, tokens, losses.
+        // of activations and up to two streams; then arena, workspace, tokens, losses, exchange.
         let buffers = 17 * all.len() + (9 + 2) * shape.n_layer + 48;
         ledger.align("buffers", buffers);
         ledger

@@ -5,6 +5,7 @@ use primal_optim::{FlipStats, StepContext};
 use crate::config::{Backend, Config};
 use crate::error::ModelError;
 use crate::ledger::Ledger;
+use crate::metrics::ExchangeRow;
 use crate::model::{Model, Pass};
 #[cfg(doc)]
 use crate::parameters::Parameters;
@@ -42,8 +43,13 @@ pub(crate) trait Engine: Send {
     /// Copies the training state to `model`.
     fn download(&mut self, model: &mut Model) -> Result<(), ModelError>;
 
-    /// What it computes on.
+    /// What it computes on, the first of several.
     fn gpu(&self) -> GpuUse;
+
+    /// What its GPUs exchanged in the last step, if there are several.
+    fn exchange(&self) -> Option<ExchangeRow> {
+        None
+    }
 }
 
 /// A GPU in use.
@@ -59,14 +65,15 @@ pub struct GpuUse {
 pub(crate) type Opened = (Box<dyn Engine>, Ledger);
 
 /// Whether a run of `config` trains on a GPU: asked for, or present and able to where the choice
-/// is free.
+/// is free. Several GPUs are always asked for.
 #[cfg(feature = "cuda")]
 pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Option<Opened>, ModelError> {
     use crate::cuda::CudaModel;
-    match config.train.backend {
-        Backend::Cpu => Ok(None),
-        Backend::Cuda => Ok(Some(CudaModel::open(config, model)?)),
-        Backend::Auto => match CudaModel::open(config, model) {
+    match (config.train.backend, config.train.gpus) {
+        (Backend::Cpu, _) => Ok(None),
+        (_, 2..) => open_group(config, model).map(Some),
+        (Backend::Cuda, _) => Ok(Some(CudaModel::open(config, model)?)),
+        (Backend::Auto, _) => match CudaModel::open(config, model) {
             Ok(opened) => Ok(Some(opened)),
             Err(error) => {
                 tracing::debug!(%error, "trains on the processor");
@@ -76,11 +83,21 @@ pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Option<Opened>,
     }
 }
 
+#[cfg(feature = "nccl")]
+fn open_group(config: &Config, model: &mut Model) -> Result<Opened, ModelError> {
+    crate::cuda::CudaGroup::open(config, model)
+}
+
+#[cfg(all(feature = "cuda", not(feature = "nccl")))]
+fn open_group(_config: &Config, _model: &mut Model) -> Result<Opened, ModelError> {
+    Err(ModelError::NoNccl)
+}
+
 /// Whether a run of `config` trains on a GPU: this build has none.
 #[cfg(not(feature = "cuda"))]
 pub(crate) fn open(config: &Config, _model: &mut Model) -> Result<Option<Opened>, ModelError> {
-    match config.train.backend {
-        Backend::Cuda => Err(ModelError::NoCuda),
-        Backend::Cpu | Backend::Auto => Ok(None),
+    match (config.train.backend, config.train.gpus) {
+        (Backend::Cuda, _) | (_, 2..) => Err(ModelError::NoCuda),
+        (Backend::Cpu | Backend::Auto, _) => Ok(None),
     }
 }

@@ -247,6 +247,22 @@ pub enum ModelError {
     /// The GPU, its driver or its kernels.
     #[error("{0}")]
     Cuda(String),
+    /// Several GPUs are not part of this build.
+    #[error(
+        "several GPUs are not part of this build; hint: --gpus 1, or build with --features nccl"
+    )]
+    NoNccl,
+    /// GPUs that no longer compute the same.
+    #[error(
+        "GPU {gpu} has another {what} than GPU 0: nothing is saved; \
+         hint: go on with --resume; if it happens again, that GPU is to be mistrusted"
+    )]
+    GpusDiffer {
+        /// What was compared.
+        what: &'static str,
+        /// The first that differs.
+        gpu: usize,
+    },
     /// Steps were skipped without end: training has diverged.
     #[error(
         "the last {in_a_row} steps were all not finite, up to step {step}; \

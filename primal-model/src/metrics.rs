@@ -34,17 +34,17 @@ pub struct StepRow {
     pub lr: f64,
     /// Peak resident memory so far.
     pub peak_rss_bytes: u64,
-    /// What spreading the step over ranks took; absent on a single rank.
+    /// What spreading the step over ranks, or GPUs, took; absent on a single one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exchange: Option<ExchangeRow>,
 }
 
-/// The exchange between ranks in one step, as the first of them saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// The exchange between ranks, or GPUs, in one step, as the first of them saw it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExchangeRow {
-    /// Ranks that took part.
+    /// Ranks or GPUs that took part.
     pub ranks: usize,
-    /// Bytes that this rank sent.
+    /// Bytes that this rank sent; a GPU, if they form a ring.
     pub sent_bytes: u64,
     /// Seconds from when all ranks were ready until all had the sums.
     pub seconds: f64,

@@ -10,7 +10,7 @@ use primal_optim::{StepContext, Weight};
 
 use crate::activations::{Activations, PassPlan};
 use crate::checkpoint::{self, Checkpoint, Position};
-use crate::config::{Compute, Config};
+use crate::config::{Compute, Config, TrainConfig};
 use crate::data::{Dataset, Sampler, eval_windows};
 use crate::engine::{self, Engine, GpuUse};
 use crate::error::ModelError;
@@ -183,7 +183,7 @@ impl Trainer {
             checkpoint.load_training(&mut model)?;
         }
         let train = &config.train;
-        let sequences = train.batch / train.micro_batches * train.micro_batches_per_pass;
+        let sequences = train.batch / train.micro_batches * together(train);
         let (acts, engine, ledger) = match engine::open(&config, &mut model)? {
             Some((engine, ledger)) => {
                 let none = PassPlan::for_inference(0, Compute::Float);
@@ -301,11 +301,14 @@ impl Trainer {
                         flip_rate,
                         lr: f64::from(self.config.optim.lr * rate),
                         peak_rss_bytes: peak_rss_bytes().unwrap_or(0),
-                        exchange: self.ranks.as_ref().map(|ranks| ExchangeRow {
-                            ranks: ranks.count(),
-                            sent_bytes: ranks.sent_bytes,
-                            seconds: ranks.seconds,
-                        }),
+                        exchange: match (&self.engine, &self.ranks) {
+                            (Some(engine), _) => engine.exchange(),
+                            (None, ranks) => ranks.as_ref().map(|ranks| ExchangeRow {
+                                ranks: ranks.count(),
+                                sent_bytes: ranks.sent_bytes,
+                                seconds: ranks.seconds,
+                            }),
+                        },
                     };
                     skips.end();
                     if let Some(log) = &mut log {
@@ -407,7 +410,7 @@ impl Trainer {
             Some((at, poison)) if self.position.step == at => Some(poison),
             _ => None,
         };
-        let per_pass = train.micro_batches_per_pass;
+        let per_pass = together(train);
         let sequences = train.batch / train.micro_batches * per_pass;
         match &mut self.engine {
             Some(engine) => engine.begin_step(&ctx)?,
@@ -627,6 +630,11 @@ impl Trainer {
     pub fn poison_at(&mut self, step: u32, poison: Poison) {
         self.poison = Some((step, poison));
     }
+}
+
+/// Micro-batches that are computed at once, on however many GPUs.
+fn together(train: &TrainConfig) -> usize {
+    train.micro_batches_per_pass * train.gpus
 }
 
 /// Refuses a run that will not fit, before it takes anything. The data is in memory already.

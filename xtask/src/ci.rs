@@ -107,19 +107,18 @@ fn clippy() -> Result<()> {
 }
 
 fn clippy_cuda() -> Result<()> {
-    let arguments = [
-        "clippy",
-        "--package=primal-cli",
-        "--package=primal-model",
-        "--package=primal-kernels",
-        "--features=primal-cli/cuda,primal-model/cuda,primal-kernels/cuda",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ];
-    execute(cargo().args(arguments))
+    for feature in ["cuda", "nccl"] {
+        let packages = ["primal-cli", "primal-model", "primal-kernels"];
+        let features = packages.map(|package| format!("{package}/{feature}"));
+        let mut command = cargo();
+        command.args(["clippy", "--all-targets", "--locked"]);
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        command.args(["--features", &features.join(",")]);
+        execute(command.args(["--", "-D", "warnings"]))?;
+    }
+    Ok(())
 }
 
 fn documentation() -> Result<()> {

@@ -61,22 +61,23 @@ struct Usage {
     spilled_bytes: u32,
 }
 
-/// Every kernel on the stand-in device against the processor's, whole training runs, and texts.
+/// Every kernel on the stand-in device against the processor's, whole training runs, on several GPUs
+/// too, and texts.
 pub fn stand_in() -> Result<()> {
-    let kernels = ["cuda_layers", "cuda_votes", "cuda_memory"]
+    let kernels = ["cuda_layers", "cuda_votes", "cuda_memory", "cuda_nccl"]
         .map(|test| ["--test", test])
         .concat();
     let test = || {
         let mut command = cargo();
-        command.args(["test", "--locked", "--features", "cuda"]);
+        command.args(["test", "--locked", "--features", "nccl"]);
         command
     };
     execute(test().args(["-p", "primal-kernels", "--lib"]).args(kernels))?;
-    let model = ["cuda_training", "cuda_generation"]
+    let model = ["cuda_training", "cuda_gpus", "cuda_generation"]
         .map(|test| ["--test", test])
         .concat();
     execute(test().args(["-p", "primal-model"]).args(model))?;
-    execute(test().args(["-p", "primal-cli", "--test", "cuda"]))
+    execute(test().args(["-p", "primal-cli", "--test", "cuda", "--test", "nccl"]))
 }
 
 /// Compiles the kernels with every NVRTC for every architecture and holds them to their budgets.
@@ -181,30 +182,15 @@ pub fn check(file: &Path) -> Result<()> {
         .filter(|line| line.starts_with("parity"))
         .collect();
 
-    let run = std::env::temp_dir().join(format!("primal-gpu-check-{}", std::process::id()));
-    let trained = capture(
-        primal()
-            .args([
-                "train",
-                "--preset",
-                "ghost-0.1b",
-                "--backend",
-                "cuda",
-                "--json",
-            ])
-            .args(["--steps", "20", "--run"])
-            .arg(&run),
-    );
+    // One GPU, then as many as can share the preset's micro-batches, with the same state in the end.
+    let gpus = doctor.lines().filter(|line| line.contains(", sm_")).count();
+    let several = [8, 4, 2].into_iter().find(|several| *several <= gpus);
+    let trained: String = [1].into_iter().chain(several).map(train_on).collect();
     let smi = Command::new("nvidia-smi").output();
     let smi = smi.map_or_else(
         |error| error.to_string(),
         |output| String::from_utf8_lossy(&output.stdout).into_owned(),
     );
-    let trained = match trained {
-        Ok(rows) => rows,
-        Err(error) => format!("failed: {error:#}"),
-    };
-    let _ = fs::remove_dir_all(&run);
     let measured = [
         ["--preset=ghost-0.1b", "--train", "--reps=5"],
         ["--preset=llama-1.1b", "--pp=512", "--tg=128"],
@@ -221,13 +207,28 @@ pub fn check(file: &Path) -> Result<()> {
         "# GPU check\n\n## Doctor\n\n```\n{doctor}\n```\n\n## nvidia-smi\n\n```\n{smi}\n```\n\n\
          ## Parity with the processor ({} comparisons)\n\n```\n{}\n```\n\n\
          ## Speed and memory\n\n```\n{measured}\n```\n\n\
-         ## Training ghost-0.1b, 20 steps\n\n```\n{trained}\n```\n",
+         ## Training ghost-0.1b, 20 steps; `state_hash` is the same on any number of GPUs\n\n\
+         ```\n{trained}```\n",
         parity.len(),
         parity.join("\n"),
     );
     fs::write(file, report).with_context(|| file.display().to_string())?;
     println!("the report is in {}", file.display());
     Ok(())
+}
+
+/// What a short run of `ghost-0.1b` on `gpus` GPUs says in the end.
+fn train_on(gpus: usize) -> String {
+    let run = std::env::temp_dir().join(format!("primal-gpu-check-{}", std::process::id()));
+    let mut command = primal();
+    command.args(["train", "--preset", "ghost-0.1b", "--backend", "cuda"]);
+    command.args(["--gpus", &gpus.to_string(), "--steps", "20", "--json"]);
+    let said = capture(command.arg("--run").arg(&run));
+    let _ = fs::remove_dir_all(&run);
+    match said {
+        Ok(rows) => format!("{gpus} GPU: {rows}"),
+        Err(error) => format!("{gpus} GPU: failed: {error:#}\n"),
+    }
 }
 
 fn primal() -> Command {
@@ -240,7 +241,7 @@ fn primal() -> Command {
         "-p",
         "primal-cli",
     ]);
-    command.args(["--features", "cuda", "--"]);
+    command.args(["--features", "nccl", "--"]);
     command
 }
 

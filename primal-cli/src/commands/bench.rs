@@ -11,6 +11,7 @@ use primal_model::checkpoint::Checkpoint;
 use primal_model::config::{Backend, Compute, Config};
 use primal_model::generate::Generator;
 use primal_model::process::peak_rss_bytes;
+use primal_model::sampling::{Sampling, TokenSampler};
 use primal_model::train::{Event, Trainer};
 use primal_model::{GpuUse, Model, ResidentModel, Work};
 use serde::Serialize;
@@ -161,13 +162,17 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         let kv_cache = args.kv_cache.unwrap_or(subject.config.inference.kv_cache);
         let model = subject.model(args.backend)?;
         let weight_bytes = model.weight_bytes();
-        let mut generator = model.generator(isa, kv_cache.into())?;
         let vocab = model.shape().vocab;
+        let mut reader = Reader {
+            generator: model.generator(isa, kv_cache.into())?,
+            vocab,
+            chooser: model.gpu().map(|_| greedy()).transpose()?,
+        };
         for length in pp {
             let work = Work::of_reading(&subject.config, vocab, length)?;
             let gpu = model.gpu();
             let (speeds, floor) = beside_peak(isa, &work, gpu.as_ref(), || {
-                reading(&mut generator, vocab, length, args.reps)
+                reading(&mut reader, length, args.reps)
             })?;
             print(Measured {
                 test: format!("pp{length}"),
@@ -182,7 +187,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         let code_bytes: usize = codes.iter().map(|part| part.len()).sum();
         for length in tg {
             let mut rates = read_rate(isa, &codes, args.reps);
-            let speeds = writing(&mut generator, vocab, length, args.reps)?;
+            let speeds = writing(&mut reader, length, args.reps)?;
             rates.extend(read_rate(isa, &codes, args.reps));
             rates.sort_by(f64::total_cmp);
             print(Measured {
@@ -245,20 +250,47 @@ impl Subject {
     }
 }
 
-/// Tokens per second of reading a prompt of `length` into an empty memory.
-fn reading(
-    generator: &mut Generator<'_>,
+/// What reads tokens, and how it comes to know what follows them.
+struct Reader<'m> {
+    generator: Generator<'m>,
     vocab: usize,
-    length: usize,
-    reps: usize,
-) -> Result<Vec<f64>> {
+    /// On a GPU, which chooses a token where its logits lie; the processor's are at hand.
+    chooser: Option<TokenSampler>,
+}
+
+impl Reader<'_> {
+    /// Reads tokens, until what follows them is known.
+    fn read(&mut self, tokens: &[u32]) -> Result<()> {
+        self.generator.read(tokens)?;
+        match &mut self.chooser {
+            Some(chooser) => {
+                self.generator.choose(chooser, self.vocab, &[])?;
+            }
+            None => {
+                self.generator.logits()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the likeliest token.
+fn greedy() -> Result<TokenSampler> {
+    Ok(TokenSampler::new(Sampling {
+        temperature: 0.0,
+        ..Sampling::default()
+    })?)
+}
+
+/// Tokens per second of reading a prompt of `length` into an empty memory.
+fn reading(reader: &mut Reader<'_>, length: usize, reps: usize) -> Result<Vec<f64>> {
     let prompt: Vec<u32> = (0..length)
-        .map(|index| made_up_token(index, vocab))
+        .map(|index| made_up_token(index, reader.vocab))
         .collect();
     let mut once = || -> Result<f64> {
-        generator.clear();
+        reader.generator.clear();
         let started = Instant::now();
-        generator.feed(&prompt)?;
+        reader.read(&prompt)?;
         Ok(length as f64 / started.elapsed().as_secs_f64())
     };
     once()?;
@@ -266,17 +298,12 @@ fn reading(
 }
 
 /// Tokens per second of writing `length` tokens one at a time.
-fn writing(
-    generator: &mut Generator<'_>,
-    vocab: usize,
-    length: usize,
-    reps: usize,
-) -> Result<Vec<f64>> {
+fn writing(reader: &mut Reader<'_>, length: usize, reps: usize) -> Result<Vec<f64>> {
     let mut once = || -> Result<f64> {
-        generator.clear();
+        reader.generator.clear();
         let started = Instant::now();
         for index in 0..length {
-            generator.feed(&[made_up_token(index, vocab)])?;
+            reader.read(&[made_up_token(index, reader.vocab)])?;
         }
         Ok(length as f64 / started.elapsed().as_secs_f64())
     };

@@ -42,6 +42,8 @@ struct Cuda {
     devices: Vec<Gpu>,
     /// Version and file of the run-time compiler.
     nvrtc: Option<String>,
+    /// Version and file of what several GPUs exchange by, in a build that knows it.
+    nccl: Option<String>,
     /// Where compiled kernels are kept.
     cache: Option<String>,
     /// Each with the command that gets it.
@@ -65,13 +67,13 @@ impl Cuda {
             architecture: format!("sm_{capability}"),
             memory_bytes,
         };
+        let library = |(version, path)| format!("{version}, {path}");
         Cuda {
             built_in: true,
             driver: found.driver,
             devices: found.devices.into_iter().map(gpu).collect(),
-            nvrtc: found
-                .nvrtc
-                .map(|(version, path)| format!("{version}, {path}")),
+            nvrtc: found.nvrtc.map(library),
+            nccl: found.nccl.map(library),
             cache: found.cache,
             missing: found.missing,
         }
@@ -99,6 +101,7 @@ impl Cuda {
             format!("{}, {}, {memory}", gpu.name, gpu.architecture)
         }));
         lines.extend(self.nvrtc.iter().map(|nvrtc| format!("NVRTC {nvrtc}")));
+        lines.extend(self.nccl.iter().map(|nccl| format!("NCCL {nccl}")));
         lines.extend(
             self.cache
                 .iter()

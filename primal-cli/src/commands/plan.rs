@@ -12,7 +12,7 @@ use primal_model::tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::args::PlanArgs;
-use crate::commands::train::cut_batch;
+use crate::commands::train::{cut_batch, override_with};
 use crate::commands::{apply_overrides, base_config};
 use crate::output;
 use crate::progress::note;
@@ -22,6 +22,9 @@ const ASSUMED_CHARACTERS: usize = 128;
 
 #[derive(Serialize)]
 struct Plan {
+    /// GPUs that train, each of which has the memory of the ledger; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpus: Option<usize>,
     training: Ledger,
     inference: Ledger,
 }
@@ -33,9 +36,8 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     if let Some(budget) = args.memory_budget {
         config.train.memory_budget_mib = budget;
     }
-    if let Some(backend) = args.backend {
-        config.train.backend = backend;
-    }
+    override_with(&mut config.train.backend, &args.backend);
+    override_with(&mut config.train.gpus, &args.gpus);
     apply_overrides(&args.set, |assignment| config.set(assignment))?;
     config.validate()?;
     let shape = ModelShape::new(&config, vocabulary(&config)?)?;
@@ -43,16 +45,20 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
         0 => available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let plan = match config.train.backend {
+    let gpus = config.train.gpus;
+    let plan = if config.train.backend == Backend::Cuda || gpus > 1 {
         // A GPU's memory is known without a GPU.
-        Backend::Cuda => Plan {
+        Plan {
+            gpus: Some(gpus),
             training: Ledger::for_gpu_training(&config, &shape),
             inference: Ledger::for_gpu_inference(&config, &shape),
-        },
-        Backend::Cpu | Backend::Auto => Plan {
+        }
+    } else {
+        Plan {
+            gpus: None,
             training: Ledger::within_budget(&mut config, &shape, threads, None)?,
             inference: Ledger::for_inference(&config, &shape, threads),
-        },
+        }
     };
     if args.json {
         output::json(&plan)?;
@@ -62,7 +68,12 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
         "{} weights in matrices, {threads} threads",
         shape.matrix_weights()
     ))?;
-    print_ledger("training", &plan.training)?;
+    let each = if gpus > 1 {
+        format!(", each of {gpus} GPUs")
+    } else {
+        String::new()
+    };
+    print_ledger(&format!("training{each}"), &plan.training)?;
     print_ledger("inference", &plan.inference)?;
     Ok(ExitCode::SUCCESS)
 }

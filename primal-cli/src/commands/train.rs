@@ -202,6 +202,7 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
     override_with(&mut config.train.seed, &args.seed);
     override_with(&mut config.train.threads, &args.threads);
     override_with(&mut config.train.backend, &args.backend);
+    override_with(&mut config.train.gpus, &args.gpus);
     override_with(&mut config.train.eval_every, &args.eval_every);
     override_with(&mut config.train.save_every, &args.save_every);
     override_with(&mut config.train.memory_budget_mib, &args.memory_budget);
@@ -250,9 +251,13 @@ pub(super) fn stop_on_signal() -> Result<Arc<AtomicBool>> {
 /// The resolved configuration as one table, and the memory that the run will take.
 fn describe(config: &Config, ledger: &Ledger) {
     note_config(&config.to_toml().unwrap_or_default());
+    let memory = if config.train.gpus > 1 {
+        "memory of each GPU by the ledger"
+    } else {
+        "memory by the ledger"
+    };
     note(format_args!(
-        "  {:<32} {}",
-        "memory by the ledger",
+        "  {memory:<32} {}",
         output::bytes(ledger.total())
     ));
 }

@@ -80,6 +80,19 @@ pub fn train_arguments(data: &str, run: &str, steps: u32) -> Vec<String> {
     arguments.into_iter().map(String::from).collect()
 }
 
+/// Gives `command` the stand-in driver, with `settings` of it.
+pub fn with_gpu<'c>(
+    place: &Workplace,
+    command: &'c mut Command,
+    settings: &[(&str, &str)],
+) -> &'c mut Command {
+    let folder = cuda_standin::library_folder(&place.path("")).unwrap();
+    command.env("LD_LIBRARY_PATH", folder);
+    command.env("PRIMAL_KERNELS", "checked-in");
+    command.env("PRIMAL_KERNEL_CACHE", "off");
+    command.envs(settings.iter().copied())
+}
+
 /// What a command did, in words for assertions.
 pub struct Finished {
     pub code: Option<i32>,

@@ -246,6 +246,25 @@ impl<T> View<'_, T> {
     }
 }
 
+impl<'a> View<'a, i16> {
+    /// The same memory as words of two elements, which is a whole number of them.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub(crate) fn words(self) -> View<'a, u32> {
+        assert!(
+            self.len.is_multiple_of(2) && self.address.is_multiple_of(4),
+            "pairs"
+        );
+        View {
+            device: self.device,
+            address: self.address,
+            len: self.len / 2,
+            element: PhantomData,
+        }
+    }
+}
+
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         if self.address != 0 && !self.in_pool {

@@ -10,7 +10,7 @@ use cudarc::driver::{CudaContext, result, sys};
 use super::error::CudaError;
 use super::image::{Image, ImageChoice};
 use super::pool::Pool;
-use super::probe::driver_version;
+use super::probe::{device_count, driver_version};
 
 /// The oldest architecture that the kernels run on: dp4a.
 const OLDEST: i32 = 61;
@@ -69,10 +69,7 @@ impl Device {
     /// Opens a GPU and loads the kernels.
     pub fn open(options: OpenOptions) -> Result<Device, CudaError> {
         let driver = driver_version()?;
-        let count = result::device::get_count().unwrap_or(0).max(0) as usize;
-        if count == 0 {
-            return Err(CudaError::NoDevice);
-        }
+        let count = device_count()?;
         if options.ordinal >= count {
             return Err(CudaError::NoSuchDevice {
                 ordinal: options.ordinal,
@@ -159,6 +156,11 @@ impl Device {
         })
     }
 
+    /// Number of the GPU, as the driver counts.
+    pub fn ordinal(&self) -> usize {
+        self.inner.context.ordinal()
+    }
+
     /// Bytes of the buffers that were placed in the pool.
     pub fn placed_bytes(&self) -> u64 {
         self.pool.as_ref().map_or(0, |pool| pool.placed())
@@ -207,6 +209,17 @@ impl Device {
         // SAFETY: the context is bound.
         let code = unsafe { sys::cuCtxSynchronize() };
         check("cuCtxSynchronize", code)
+    }
+
+    /// Whether everything queued has run, without waiting for it; a fault surfaces here too.
+    #[cfg(feature = "nccl")]
+    pub(crate) fn is_idle(&self) -> Result<bool, CudaError> {
+        self.bind()?;
+        // SAFETY: the context is bound; the null stream is where everything is queued.
+        match unsafe { sys::cuStreamQuery(std::ptr::null_mut()) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuStreamQuery", code).map(|()| true),
+        }
     }
 
     pub(crate) fn bind(&self) -> Result<(), CudaError> {

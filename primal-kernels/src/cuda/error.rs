@@ -91,6 +91,59 @@ pub enum CudaError {
         /// More, where there is more.
         detail: String,
     },
+    /// NCCL could not be loaded.
+    #[error(
+        "no NCCL, which several GPUs need: {0}; hint: pip install nvidia-nccl-cu12 (on Debian: apt install libnccl2), or set PRIMAL_NCCL to the library"
+    )]
+    NoNccl(String),
+    /// An NCCL without the functions that are needed.
+    #[error("NCCL {version} ({path}) is older than 2.4; hint: pip install nvidia-nccl-cu12")]
+    OldNccl {
+        /// Its version.
+        version: String,
+        /// The file.
+        path: String,
+    },
+    /// A call of NCCL that failed.
+    #[error("NCCL call {call} failed: {text}; hint: NCCL_DEBUG=WARN says more")]
+    Nccl {
+        /// The function.
+        call: &'static str,
+        /// NCCL's description of the error.
+        text: String,
+    },
+    /// A GPU that the others waited for in vain.
+    #[error(
+        "GPU {ordinal} did not end an exchange within {seconds} s; hint: nvidia-smi and dmesg show a GPU that failed; go on with --resume on those that are left"
+    )]
+    ExchangeLost {
+        /// Its number, as the driver counts.
+        ordinal: usize,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// Fewer GPUs than asked for.
+    #[error(
+        "{asked} GPUs are asked for, the driver finds {found}; hint: --gpus {found}; nvidia-smi and CUDA_VISIBLE_DEVICES say which there are"
+    )]
+    TooFewGpus {
+        /// GPUs asked for.
+        asked: usize,
+        /// GPUs found.
+        found: usize,
+    },
+    /// GPUs that round differently.
+    #[error(
+        "GPU {ordinal} is sm_{capability} and GPU 0 is sm_{first}: the GPUs of a run must be of one architecture, or its bits would depend on who computes what; hint: CUDA_VISIBLE_DEVICES chooses GPUs"
+    )]
+    MixedGpus {
+        /// The GPU that differs, as the driver counts.
+        ordinal: usize,
+        /// Its compute capability, times ten.
+        capability: i32,
+        /// That of the first GPU.
+        first: i32,
+    },
     /// A shape that a kernel does not take.
     #[error("{0}")]
     Unsupported(String),

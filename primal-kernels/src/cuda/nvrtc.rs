@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::error::CudaError;
+use super::library::candidates;
 use super::source;
 
 /// Names the library has: CUDA 12 first, which knows every card from Maxwell to Blackwell.
@@ -18,6 +19,9 @@ const NAMES: [&str; 4] = [
     "libnvrtc.so.13",
     "libnvrtc.so",
 ];
+
+/// Where Python's packages have it.
+const PACKAGES: [&str; 2] = ["nvidia/cuda_nvrtc/lib", "nvidia/cu13/lib"];
 
 type Program = *mut c_void;
 type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
@@ -67,7 +71,7 @@ impl Nvrtc {
             return Ok(nvrtc);
         }
         let mut refused = None;
-        for path in candidates() {
+        for path in candidates(&NAMES, &PACKAGES) {
             let Ok(nvrtc) = Nvrtc::open(&path) else {
                 continue;
             };
@@ -234,55 +238,4 @@ fn fetch(program: Program, (size, get): (Size, Get)) -> Vec<u8> {
         get(program, bytes.as_mut_ptr().cast());
         bytes
     }
-}
-
-/// Where NVRTC may lie, in the order of preference.
-pub(crate) fn candidates() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for variable in ["CUDA_PATH", "CUDA_HOME"] {
-        if let Some(cuda) = std::env::var_os(variable) {
-            folders.push(Path::new(&cuda).join("lib64"));
-        }
-    }
-    folders.push("/usr/local/cuda/lib64".into());
-    folders.push("/opt/cuda/lib64".into());
-    let mut pythons: Vec<PathBuf> = vec!["/usr/local/lib".into(), "/usr/lib".into()];
-    if let Some(environment) = std::env::var_os("VIRTUAL_ENV") {
-        pythons.insert(0, Path::new(&environment).join("lib"));
-    }
-    if let Some(home) = std::env::var_os("HOME") {
-        pythons.push(Path::new(&home).join(".local/lib"));
-    }
-    for python in pythons {
-        folders.extend(wheel_folders(&python));
-    }
-    // A bare name asks the loader.
-    let by_name = NAMES.iter().map(PathBuf::from);
-    let by_folder = folders
-        .iter()
-        .flat_map(|folder| NAMES.iter().map(|name| folder.join(name)))
-        .filter(|path| path.exists());
-    by_name.chain(by_folder).collect()
-}
-
-/// The folders of NVRTC's Python packages below `lib`, which holds `python3.x` folders.
-fn wheel_folders(lib: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(lib) else {
-        return Vec::new();
-    };
-    let mut pythons: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default();
-            name.to_string_lossy().starts_with("python3")
-        })
-        .collect();
-    pythons.sort();
-    pythons
-        .iter()
-        .flat_map(|python| ["site-packages", "dist-packages"].map(|it| python.join(it)))
-        .flat_map(|packages| {
-            ["nvidia/cuda_nvrtc/lib", "nvidia/cu13/lib"].map(|it| packages.join(it))
-        })
-        .collect()
 }

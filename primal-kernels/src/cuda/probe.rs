@@ -5,6 +5,8 @@ use cudarc::driver::{result, sys};
 use super::cache;
 use super::device::capability_of;
 use super::error::CudaError;
+#[cfg(feature = "nccl")]
+use super::nccl::Nccl;
 use super::nvrtc::Nvrtc;
 
 /// What was found of CUDA.
@@ -16,6 +18,8 @@ pub struct CudaReport {
     pub devices: Vec<(String, i32, u64)>,
     /// Version and file of NVRTC.
     pub nvrtc: Option<(String, String)>,
+    /// Version and file of NCCL, in a build that knows several GPUs.
+    pub nccl: Option<(String, String)>,
     /// Where compiled kernels are kept.
     pub cache: Option<String>,
     /// What is missing, each with what to do.
@@ -46,7 +50,21 @@ pub fn report() -> CudaReport {
             "{error} (the PTX that is part of the program serves meanwhile)"
         )),
     }
+    #[cfg(feature = "nccl")]
+    match Nccl::find() {
+        Ok(nccl) => report.nccl = Some((nccl.version_name(), nccl.path.display().to_string())),
+        Err(error) => report.missing.push(error.to_string()),
+    }
     report
+}
+
+/// How many GPUs the driver finds.
+pub fn device_count() -> Result<usize, CudaError> {
+    driver_version()?;
+    match result::device::get_count() {
+        Ok(count) if count > 0 => Ok(count as usize),
+        _ => Err(CudaError::NoDevice),
+    }
 }
 
 /// Starts the driver: cudarc is asked nothing before it is known to find its library.

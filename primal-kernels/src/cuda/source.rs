@@ -25,7 +25,7 @@ pub(crate) const SUM_SQUARES_BLOCK: usize = crate::adamw::SUM_BLOCK;
 /// Least column statistic relative to the mean, as the rule `consensus` has it.
 const MIN_COLUMN: f32 = 1e-6;
 
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 11] = [
     ("common.cuh", include_str!("../../cuda/common.cuh")),
     ("weights.cu", include_str!("../../cuda/weights.cu")),
     ("gemm.cu", include_str!("../../cuda/gemm.cu")),
@@ -36,6 +36,7 @@ const FILES: [(&str, &str); 10] = [
     ("vote.cu", include_str!("../../cuda/vote.cu")),
     ("int8.cu", include_str!("../../cuda/int8.cu")),
     ("sample.cu", include_str!("../../cuda/sample.cu")),
+    ("exchange.cu", include_str!("../../cuda/exchange.cu")),
 ];
 
 /// The whole translation unit.

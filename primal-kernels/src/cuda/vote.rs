@@ -9,12 +9,49 @@ use super::source::GRADIENT_TILE_ROWS;
 use super::weights::DeviceWeights;
 use crate::vote::{FlipTable, VoteRng};
 
+/// What a step sums up and counts of every matrix, together so that one copy or exchange serves all
+/// of them.
+#[derive(Debug)]
+pub struct VoteSums {
+    /// (rows and columns of all matrices) sums of squares over the micro-batches; of each matrix
+    /// its rows, then its columns.
+    pub squares: Buffer<f32>,
+    /// (matrices, 2) expected squares of the votes, and the variance that rounding adds.
+    pub cast: Buffer<f64>,
+    /// (matrices, 2) flips of the last count, and squared votes.
+    pub counted: Buffer<u64>,
+}
+
+impl VoteSums {
+    /// Of `matrices` matrices that have `lines` rows and columns together.
+    pub fn new(device: &Device, matrices: usize, lines: usize) -> Result<Self, CudaError> {
+        let what = "sums of a step";
+        Ok(VoteSums {
+            squares: Buffer::zeros(device, lines, what)?,
+            cast: Buffer::zeros(device, 2 * matrices, what)?,
+            counted: Buffer::zeros(device, 2 * matrices, what)?,
+        })
+    }
+}
+
+/// The place of one matrix in [`VoteSums`].
+#[derive(Clone, Debug)]
+pub struct VoteSlot {
+    /// The sums.
+    pub sums: Arc<VoteSums>,
+    /// Number of the matrix.
+    pub matrix: usize,
+    /// Where its rows begin.
+    pub first_line: usize,
+}
+
 /// The state of one matrix, (rows, cols).
 #[derive(Debug)]
 pub struct Ballots {
     /// (rows, cols) i8, persistent.
     pub ballot: Buffer<i8>,
-    /// (rows, cols) i16, summed over a step's micro-batches; empty where a step has one.
+    /// (rows, cols) i16, summed over a step's micro-batches, and one more where that is odd; empty
+    /// where a step has one.
     votes: Buffer<i16>,
     /// (rows) and (cols), persistent running means of squares.
     pub row_mean: Buffer<f32>,
@@ -22,15 +59,11 @@ pub struct Ballots {
     pub col_mean: Buffer<f32>,
     /// (4): running A and B, updates made; then the step's 1 / √c.
     pub moments: Buffer<f32>,
-    row_sum: Buffer<f32>,
-    col_sum: Buffer<f32>,
     tile_col: Buffer<f32>,
     row_u_sq: Buffer<f32>,
     row_var: Buffer<f32>,
     col_factor: Buffer<f32>,
-    cast_sums: Buffer<f64>,
-    /// What holds the (2) flips of the last count and sum of squared votes, and where.
-    counted: (Arc<Buffer<u64>>, usize),
+    slot: VoteSlot,
     /// (2, 32): thresholds down, then up.
     thresholds: Buffer<i32>,
     sizes: BallotSizes,
@@ -53,12 +86,16 @@ impl BallotSizes {
         let (rows, cols) = (self.rows as u64, self.cols as u64);
         let tiles = rows.div_ceil(GRADIENT_TILE_ROWS as u64);
         let floats = 4 * rows + 3 * cols + tiles * cols + 4 + 64;
-        let votes = if self.many_micro_batches {
-            2 * rows * cols
+        (rows * cols, 2 * self.votes() as u64, 4 * floats + 2 * 8)
+    }
+
+    /// Votes of a step: whole pairs, which is how GPUs exchange them.
+    fn votes(&self) -> usize {
+        if self.many_micro_batches {
+            (self.rows * self.cols).next_multiple_of(2)
         } else {
             0
-        };
-        (rows * cols, votes, 4 * floats + 2 * 8)
+        }
     }
 }
 
@@ -100,20 +137,27 @@ fn raw_rng(rng: &VoteRng) -> RawRng {
 }
 
 impl Ballots {
-    /// Empty ballots of a matrix with the flip table of its grid. Two elements of `counted` from
-    /// the given one on are this matrix's, so that one copy reads those of all.
+    /// Empty ballots of a matrix with the flip table of its grid; its sums are those of `slot`.
+    ///
+    /// # Panics
+    /// If the slot is beyond the sums.
     pub fn new(
         device: &Device,
         sizes: BallotSizes,
         table: &FlipTable,
-        counted: (Arc<Buffer<u64>>, usize),
+        slot: VoteSlot,
         what: &str,
     ) -> Result<Self, CudaError> {
-        let BallotSizes {
-            rows,
-            cols,
-            many_micro_batches,
-        } = sizes;
+        let BallotSizes { rows, cols, .. } = sizes;
+        let VoteSlot {
+            sums,
+            matrix,
+            first_line,
+        } = &slot;
+        assert!(
+            first_line + rows + cols <= sums.squares.len() && 2 * matrix < sums.counted.len(),
+            "a place for the sums of {what}"
+        );
         let elements = rows * cols;
         let tiles = rows.div_ceil(GRADIENT_TILE_ROWS);
         let floats = |len| Buffer::zeros(device, len, what);
@@ -126,18 +170,15 @@ impl Ballots {
             .collect();
         Ok(Ballots {
             ballot: Buffer::zeros(device, elements, what)?,
-            votes: Buffer::zeros(device, if many_micro_batches { elements } else { 0 }, what)?,
+            votes: Buffer::zeros(device, sizes.votes(), what)?,
             row_mean: floats(rows)?,
             col_mean: floats(cols)?,
             moments: floats(4)?,
-            row_sum: floats(rows)?,
-            col_sum: floats(cols)?,
             tile_col: floats(tiles * cols)?,
             row_u_sq: floats(rows)?,
             row_var: floats(rows)?,
             col_factor: floats(cols)?,
-            cast_sums: Buffer::zeros(device, 2, what)?,
-            counted,
+            slot,
             thresholds: Buffer::from_slice(device, &thresholds, what)?,
             sizes,
         })
@@ -148,30 +189,39 @@ impl Ballots {
         self.sizes
     }
 
+    /// The votes of the step, two a word; none where a step has one micro-batch.
+    pub fn vote_pairs(&self) -> View<'_, u32> {
+        self.votes.view(..).words()
+    }
+
     /// Drops the votes of a step that is not taken.
     pub fn discard(&mut self) -> Result<(), CudaError> {
         self.votes.clear()
     }
 
     fn raw(&self) -> RawBallots {
+        let VoteSlot {
+            sums,
+            matrix,
+            first_line,
+        } = &self.slot;
+        let pair = 2 * matrix..2 * matrix + 2;
+        let rows = *first_line..first_line + self.sizes.rows;
+        let cols = rows.end..rows.end + self.sizes.cols;
         RawBallots {
             ballot: self.ballot.view(..).address,
             votes: self.votes.view(..).address,
             row_mean: self.row_mean.view(..).address,
             col_mean: self.col_mean.view(..).address,
-            row_sum: self.row_sum.view(..).address,
-            col_sum: self.col_sum.view(..).address,
+            row_sum: sums.squares.view(rows).address,
+            col_sum: sums.squares.view(cols).address,
             tile_col: self.tile_col.view(..).address,
             row_u_sq: self.row_u_sq.view(..).address,
             row_var: self.row_var.view(..).address,
             col_factor: self.col_factor.view(..).address,
             moments: self.moments.view(..).address,
-            cast_sums: self.cast_sums.view(..).address,
-            counted: self
-                .counted
-                .0
-                .view(self.counted.1..self.counted.1 + 2)
-                .address,
+            cast_sums: sums.cast.view(pair.clone()).address,
+            counted: sums.counted.view(pair).address,
         }
     }
 
@@ -279,7 +329,7 @@ pub fn end_votes(ballots: &Ballots) -> Result<(), CudaError> {
     )
 }
 
-/// Counts the votes of a step and flips; `counted` of the ballots receives flips and squared votes.
+/// Counts the votes of a step and flips; `counted` of the sums receives flips and squared votes.
 ///
 /// # Panics
 /// If the matrix is another's.

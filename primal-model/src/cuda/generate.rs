@@ -72,7 +72,7 @@ impl CudaInferenceModel {
         };
         let _: Model<()> = build(config, vocab, &mut measure)?;
         let planned = Ledger::for_gpu_weights(&shape, measure.bytes.into_iter());
-        let device = super::with_pool(&super::open_device()?, &planned)?;
+        let device = super::with_pool(&super::open_device(0)?, &planned)?;
         let upload = &mut Upload {
             device: &device,
             config,

@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use primal_kernels::AdamStep;
-use primal_kernels::cuda::{self, BallotSizes, Ballots, Buffer, CudaError, Device, DeviceWeights};
+use primal_kernels::cuda::{
+    self, BallotSizes, Ballots, Buffer, CudaError, Device, DeviceWeights, VoteSlot, VoteSums,
+};
 use primal_optim::Weight;
 
 use super::Part;
@@ -23,6 +25,8 @@ pub(super) struct Layout {
     parts: HashMap<String, Part>,
     /// Names in the order of the parameters, which is that of the gradient's norm.
     order: Vec<String>,
+    /// Rows and columns of all matrices.
+    pub(super) lines: usize,
     /// Elements of the arena that are scales.
     pub(super) scales: usize,
     /// Elements of the arena.
@@ -35,6 +39,7 @@ impl Layout {
             index: HashMap::new(),
             parts: HashMap::new(),
             order: Vec::new(),
+            lines: 0,
             scales: 0,
             floats: 0,
         };
@@ -44,6 +49,7 @@ impl Layout {
                 let number = layout.index.len();
                 layout.index.insert(weight.name().into(), number);
                 layout.add(weight.name(), weight.rows());
+                layout.lines += weight.rows() + weight.cols();
             }
         }
         layout.scales = layout.floats;
@@ -207,14 +213,19 @@ pub(super) fn upload_matrices(
     arena: &FloatArena,
     model: &mut Model,
     many_micro_batches: bool,
-    counted: &Arc<Buffer<u64>>,
+    sums: &Arc<VoteSums>,
 ) -> Result<Vec<Matrix>, CudaError> {
     let mut matrices = Vec::with_capacity(layout.matrices());
+    let mut first_line = 0;
     let mut result = Ok(());
     model.for_each_mut(&mut |param| {
         if let (ParamMut::Matrix(weight), Ok(())) = (param, &result) {
-            let number = matrices.len();
-            let slot = (Arc::clone(counted), 2 * number);
+            let slot = VoteSlot {
+                sums: Arc::clone(sums),
+                matrix: matrices.len(),
+                first_line,
+            };
+            first_line += weight.rows() + weight.cols();
             match upload_matrix(device, layout, arena, weight, many_micro_batches, slot) {
                 Ok(matrix) => matrices.extend(matrix),
                 Err(error) => result = Err(error),
@@ -230,7 +241,7 @@ fn upload_matrix(
     arena: &FloatArena,
     weight: &mut Weight,
     many_micro_batches: bool,
-    counted: (Arc<Buffer<u64>>, usize),
+    slot: VoteSlot,
 ) -> Result<Option<Matrix>, CudaError> {
     let name = weight.name().to_string();
     let scales = layout.part(&name);
@@ -250,7 +261,7 @@ fn upload_matrix(
         cols,
         many_micro_batches,
     };
-    let mut ballots = Ballots::new(device, sizes, parts.table, counted, &name)?;
+    let mut ballots = Ballots::new(device, sizes, parts.table, slot, &name)?;
     ballots.ballot.upload(parts.ballot)?;
     ballots.row_mean.upload(parts.row_mean)?;
     ballots.col_mean.upload(parts.col_mean)?;
