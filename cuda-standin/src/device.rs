@@ -70,6 +70,8 @@ pub(crate) struct Device {
     memory: Memory,
     /// Sizes of what the host allocated.
     buffers: HashMap<u64, usize>,
+    /// Compute capability, times ten.
+    pub(crate) capability: i32,
     memory_bytes: u64,
     fail_allocation: u64,
     fail_launch: u64,
@@ -87,6 +89,7 @@ impl Device {
             settings,
             memory: Memory::new(),
             buffers: HashMap::new(),
+            capability: settings.capability,
             memory_bytes: settings.memory_bytes,
             fail_allocation: settings.fail_allocation,
             fail_launch: settings.fail_launch,
@@ -115,6 +118,8 @@ impl Device {
             self.fail_launch = value;
         } else if what == Injection::FailCollective as u32 {
             self.fail_collective = value;
+        } else if what == Injection::Capability as u32 {
+            self.capability = value as i32;
         } else {
             self.memory_bytes = value;
         }
@@ -230,11 +235,8 @@ impl Device {
             return Err(self.fail(code::UNSUPPORTED_PTX_VERSION, what));
         }
         let target = module.target.trim_start_matches("sm_").parse::<i32>();
-        if target.is_ok_and(|target| target > self.settings.capability) {
-            let what = format!(
-                "PTX for {} on sm_{}",
-                module.target, self.settings.capability
-            );
+        if target.is_ok_and(|target| target > self.capability) {
+            let what = format!("PTX for {} on sm_{}", module.target, self.capability);
             return Err(self.fail(code::INVALID_PTX, what));
         }
         Ok(module)
@@ -257,6 +259,7 @@ impl Device {
                 self.counts.instructions += counts.instructions;
                 self.counts.float += counts.float;
                 self.counts.dot4 += counts.dot4;
+                self.counts.matrix += counts.matrix;
                 self.counts.global_read_bytes += counts.global_read_bytes;
                 self.counts.global_written_bytes += counts.global_written_bytes;
                 code::SUCCESS
@@ -336,6 +339,8 @@ mod tests {
             device.load(other.as_bytes()).unwrap_err(),
             code::INVALID_PTX
         );
+        device.inject(Injection::Capability as u32, 86);
+        assert!(device.load(other.as_bytes()).is_ok());
         assert_eq!(
             device.load(b"\x7fELF\xff").unwrap_err(),
             code::INVALID_IMAGE

@@ -135,7 +135,7 @@ export! {
     }
     fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, ordinal: c_int) {
         let Some(device) = device(ordinal as usize) else { return code::INVALID_DEVICE };
-        let capability = device.settings.capability;
+        let capability = device.capability;
         *value = match attribute {
             1..=3 => 1024,
             8 | 97 => 48 * 1024,

@@ -53,7 +53,7 @@ impl std::fmt::Display for InstallError {
 
 impl std::error::Error for InstallError {}
 
-/// A fault to come on one device.
+/// A fault to come on one device, or another property of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Injection {
@@ -65,6 +65,8 @@ pub enum Injection {
     Memory = 2,
     /// The n-th collective from now on, from 1, breaks the device; 0 takes it back.
     FailCollective = 3,
+    /// Its compute capability, times ten.
+    Capability = 4,
 }
 
 /// What a device executed since the last look.
@@ -79,6 +81,8 @@ pub struct DeviceCounts {
     pub float: u64,
     /// dp4a among them.
     pub dot4: u64,
+    /// mma.sync among them, counted by every lane.
+    pub matrix: u64,
     /// Bytes read from global memory.
     pub global_read_bytes: u64,
     /// Bytes written to it.
@@ -101,7 +105,7 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// Prepares a fault of device `ordinal`.
+    /// Prepares a fault of device `ordinal`, or changes the device.
     pub fn inject(&self, ordinal: u32, what: Injection, value: u64) {
         // SAFETY: the symbol has this type, and takes any values.
         unsafe { (self.inject)(ordinal, what as u32, value) }

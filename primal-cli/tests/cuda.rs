@@ -26,6 +26,26 @@ fn trains_and_evaluates_on_the_device() {
 }
 
 #[test]
+fn tensor_cores_change_no_bit_of_a_run() {
+    let place = Workplace::new();
+    let trained = |run: &str, settings: &[(&str, &str)]| {
+        let done = finish(with_gpu(&place, &mut train(&place, run, 1), settings));
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let rows = common::metrics(&place.path(run));
+        rows.last().unwrap()["state_hash"]
+            .as_str()
+            .unwrap()
+            .to_string()
+    };
+    let pascal = trained("pascal", &[]);
+    assert_eq!(trained("turing", &[("CUDA_STANDIN_SM", "75")]), pascal);
+    let ampere = ("CUDA_STANDIN_SM", "86");
+    assert_eq!(trained("ampere", &[ampere]), pascal);
+    let off = ("PRIMAL_TENSOR_CORES", "off");
+    assert_eq!(trained("dp4a", &[ampere, off]), pascal);
+}
+
+#[test]
 fn generates_on_the_device_what_the_processor_does() {
     let place = Workplace::new();
     let done = finish(&mut place.train("run", 5));

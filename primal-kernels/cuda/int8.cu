@@ -171,10 +171,7 @@ DEVICE void multiply_int8(const i8* __restrict__ q, const float* __restrict__ x_
         for (int j = 0; j < 4; ++j) {
             int row = first_row + ty + i, col = first_col + tx + j;
             if (row >= n || col >= cols) continue;
-            float total = (float)sum[i][j] * (BACK ? 1.0f : w.scales[col]) + 0.0f;
-            float product = total * (x_scale[row] * unit_value);
-            float* to = out + (size_t)row * cols + col;
-            *to = accumulate ? *to + product : product;
+            write_product<BACK>(out, cols, row, col, sum[i][j], w, x_scale, unit_value, accumulate);
         }
     }
 }

@@ -1,26 +1,32 @@
-//! Compiles the CUDA kernels without a GPU: `ptx` writes the PTX that is part of the program,
-//! `matrix` prints registers, spills and shared memory of every kernel on every architecture.
+//! Compiles the CUDA kernels without a GPU: `ptx` writes PTX that is part of the program, `matrix`
+//! prints registers, spills and shared memory of every kernel on every architecture.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use primal_kernels::cuda::{Nvrtc, OPTIONS, source, source_hash};
+use primal_kernels::cuda::{Nvrtc, OPTIONS, Unit};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words[..] {
-        ["ptx", nvrtc] => ptx(
-            Path::new(nvrtc),
-            source(),
-            &format!("// sources {}\n", source_hash()),
-        ),
-        ["ptx", nvrtc, file] => std::fs::read_to_string(file)
+        ["ptx", nvrtc, unit @ ("kernels" | "tensor"), architecture] => {
+            let unit = match unit {
+                "tensor" => Unit::Tensor,
+                _ => Unit::Kernels,
+            };
+            let first = format!("// sources {}\n", unit.source_hash());
+            ptx(Path::new(nvrtc), unit.source(), architecture, &first)
+        }
+        ["ptx", nvrtc, file, architecture] => std::fs::read_to_string(file)
             .map_err(|error| error.to_string())
-            .and_then(|text| ptx(Path::new(nvrtc), text, "")),
+            .and_then(|text| ptx(Path::new(nvrtc), text, architecture, "")),
         ["matrix", nvrtc, ref architectures @ ..] => matrix(Path::new(nvrtc), architectures),
-        _ => Err("usage: kernels ptx NVRTC [FILE.cu] | matrix NVRTC ARCHITECTURE...".into()),
+        _ => Err(
+            "usage: kernels ptx NVRTC kernels|tensor|FILE.cu ARCHITECTURE | matrix NVRTC ARCHITECTURE..."
+                .into(),
+        ),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -31,11 +37,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// PTX for compute_61 to stdout, `first` before it.
-fn ptx(nvrtc: &Path, text: String, first: &str) -> Result<(), String> {
+/// PTX for `architecture` to stdout, `first` before it.
+fn ptx(nvrtc: &Path, text: String, architecture: &str, first: &str) -> Result<(), String> {
     let nvrtc = Nvrtc::open(nvrtc).map_err(|error| error.to_string())?;
     let compiled = nvrtc
-        .compile(&text, "compute_61", &OPTIONS)
+        .compile(&text, architecture, &OPTIONS)
         .map_err(|error| error.to_string())?;
     let mut stdout = std::io::stdout().lock();
     stdout
@@ -51,11 +57,18 @@ fn matrix(nvrtc: &Path, architectures: &[&str]) -> Result<(), String> {
     let mut options = OPTIONS.to_vec();
     options.push("--ptxas-options=-v");
     for architecture in architectures {
-        let compiled = nvrtc
-            .compile(&source(), architecture, &options)
-            .map_err(|error| format!("{architecture}: {error}"))?;
-        println!("{architecture} {} bytes", compiled.image.len());
-        println!("{}", compiled.log);
+        println!("{architecture}");
+        let capability = architecture.trim_start_matches("sm_").parse::<i32>();
+        let capability = capability.map_err(|_| format!("{architecture} is no sm_N"))?;
+        for unit in [Unit::Kernels, Unit::Tensor] {
+            if capability < unit.oldest() {
+                continue;
+            }
+            let compiled = nvrtc
+                .compile(&unit.source(), architecture, &options)
+                .map_err(|error| format!("{architecture}: {error}"))?;
+            println!("{}", compiled.log);
+        }
     }
     Ok(())
 }

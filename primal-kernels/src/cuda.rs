@@ -44,7 +44,7 @@ pub use error::CudaError;
 #[cfg(feature = "nccl")]
 pub use exchange::{Rounds, Sum, VOTES_TOO_LARGE, pair_votes, unpair_votes};
 pub use gemm::{matmul_nn, matmul_nt, matmul_tn};
-pub use image::{CHECKED_IN_PTX, Image, ImageChoice};
+pub use image::{Image, ImageChoice};
 pub use int8::{Quantised, QuantisedRows, int8_matmul_nn, int8_matmul_nt, int8_matvec};
 pub use loss::{
     CrossEntropy, embedding_gradient, loss_begin, loss_end, loss_gradient, loss_tile,
@@ -56,7 +56,7 @@ pub use norm::{NormSizes, fold_column_sums, norm_backward, norm_forward};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use probe::{CudaReport, device_count, report};
 pub use sampling::Sampler;
-pub use source::{OPTIONS, kernel_names, source, source_hash};
+pub use source::{OPTIONS, Unit};
 pub use vote::{
     BallotSizes, Ballots, CastStep, VoteSlot, VoteSums, begin_votes, cast_votes, count_votes,
     end_votes, update_statistics,

@@ -9,6 +9,7 @@ fn open(ordinal: usize, separate_buffers: bool) -> Device {
         ordinal,
         image: ImageChoice::CheckedIn,
         separate_buffers,
+        ..OpenOptions::default()
     })
     .unwrap()
 }

@@ -20,7 +20,7 @@ fn open(ordinals: Range<usize>) -> Vec<Device> {
         Device::open(OpenOptions {
             ordinal,
             image: ImageChoice::CheckedIn,
-            separate_buffers: false,
+            ..OpenOptions::default()
         })
     };
     ordinals.map(|ordinal| open(ordinal).unwrap()).collect()

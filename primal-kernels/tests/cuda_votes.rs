@@ -6,7 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{assert_bits, device, isa, noise, report, up, zeros};
+use common::{assert_bits, device, device_with, isa, noise, report, up, zeros};
 use primal_kernels::cuda::{
     self, BallotSizes, Ballots, Buffer, CastStep, Device, DeviceWeights, VoteSlot, VoteSums,
 };
@@ -414,11 +414,39 @@ fn running_statistics_move_as_on_the_cpu() {
 
 #[test]
 fn int8_products_are_the_cpus_bits() {
-    let device = device();
+    // Pascal, Turing and Ampere, the last also by dp4a.
+    for (capability, without_tensor_cores) in [(61, false), (75, false), (86, false), (86, true)] {
+        let (device, counts) = device_with(capability, without_tensor_cores);
+        int8_products(&device);
+        if let Some(counts) = counts() {
+            let by_tensor_cores = capability >= 75 && !without_tensor_cores;
+            assert_eq!(device.uses_tensor_cores(), by_tensor_cores);
+            assert_eq!(
+                (counts.matrix > 0, counts.dot4 > 0),
+                (by_tensor_cores, !by_tensor_cores)
+            );
+        }
+    }
+}
+
+fn int8_products(device: &Device) {
     for grid in [Grid::prime(), Grid::fine()] {
-        for (n, m, k) in [(1, 1, 1), (3, 70, 7), (65, 64, 130), (17, 33, 64)] {
+        // Around the edges of tiles, of words and of bytes of codes.
+        let mut shapes = vec![
+            (1, 1, 1),
+            (3, 70, 7),
+            (65, 64, 130),
+            (17, 33, 64),
+            (12, 9, 67),
+            (5, 40, 72),
+        ];
+        if device.uses_tensor_cores() && !grid.is_wide() {
+            // Large tiles, forward and backward.
+            shapes.extend([(1021, 890, 9), (1021, 9, 890)]);
+        }
+        for (n, m, k) in shapes {
             let matrix = matrix(&grid, m, k);
-            let weights = DeviceWeights::upload(&device, &matrix, "weights").unwrap();
+            let weights = DeviceWeights::upload(device, &matrix, "weights").unwrap();
             let mut x = noise(n * k, 1);
             if n > 2 {
                 x[..k].fill(0.0);
@@ -429,9 +457,9 @@ fn int8_products_are_the_cpus_bits() {
             rows.quantise(isa(), &x, k, None);
             let mut want = vec![0.0; n * m];
             primal_kernels::int8_matmul_nt(isa(), &rows, &matrix, 0..m, &mut want, false);
-            let room = cuda::QuantisedRows::new(&device, n, k.max(m), 1).unwrap();
-            let on_device = room.quantise(up(&device, &x).view(..), None, k).unwrap();
-            let y = zeros(&device, n * m);
+            let room = cuda::QuantisedRows::new(device, n, k.max(m), 1).unwrap();
+            let on_device = room.quantise(up(device, &x).view(..), None, k).unwrap();
+            let y = zeros(device, n * m);
             cuda::int8_matmul_nt(on_device, &weights, 0..m, y.view(..), false).unwrap();
             let stride = k.next_multiple_of(8);
             let values = room.values.to_vec().unwrap();
@@ -445,7 +473,7 @@ fn int8_products_are_the_cpus_bits() {
             assert_bits("int8_gemm_nt", &what, &y.to_vec().unwrap(), &want);
             // Again on top of it, from some rows of w.
             let start = if m > 64 { 64 } else { 0 };
-            let sums = up(&device, &noise(n * (m - start), 4));
+            let sums = up(device, &noise(n * (m - start), 4));
             let mut want = sums.to_vec().unwrap();
             primal_kernels::int8_matmul_nt(isa(), &rows, &matrix, start..m, &mut want, true);
             cuda::int8_matmul_nt(on_device, &weights, start..m, sums.view(..), true).unwrap();
@@ -453,10 +481,10 @@ fn int8_products_are_the_cpus_bits() {
 
             let (from, m) = (start..m, m - start);
             let dy = noise(n * m, 2);
-            let dx = up(&device, &noise(n * k, 5));
+            let dx = up(device, &noise(n * k, 5));
             let mut want = dx.to_vec().unwrap();
             rows.quantise(isa(), &dy, m, Some(&matrix.scales()[from.clone()]));
-            let dy = up(&device, &dy);
+            let dy = up(device, &dy);
             for add in [true, false] {
                 primal_kernels::int8_matmul_nn(isa(), &rows, &matrix, from.clone(), &mut want, add);
                 let scales = Some(weights.scales(from.clone()));

@@ -47,11 +47,12 @@ fn open_device(ordinal: usize) -> Result<Device, CudaError> {
         Some(choice) if choice == "checked-in" => ImageChoice::CheckedIn,
         _ => ImageChoice::Auto,
     };
-    let separate_buffers = std::env::var_os("PRIMAL_GPU_POOL").is_some_and(|it| it == "off");
+    let is_off = |variable| std::env::var_os(variable).is_some_and(|it| it == "off");
     let device = Device::open(OpenOptions {
         ordinal,
         image,
-        separate_buffers,
+        separate_buffers: is_off("PRIMAL_GPU_POOL"),
+        without_tensor_cores: is_off("PRIMAL_TENSOR_CORES"),
     })?;
     if let Some(notice) = device.notice() {
         tracing::warn!(

@@ -3,8 +3,9 @@
 
 use crate::error::{Fault, KernelFault};
 use crate::execute::{Context, Thread, Waiting};
-use crate::instruction::{Op, Shuffle, Vote};
+use crate::instruction::{Op, Operand, Shuffle, Vote};
 use crate::launch::{Counts, Launch};
+use crate::matrix::MatrixShape;
 use crate::memory::{Bytes, Memory};
 use crate::parse::Kernel;
 use crate::shadow::Shadow;
@@ -182,6 +183,10 @@ impl<'a> Block<'a> {
         let first_lane = warp * 32;
         let whole = members.len() == self.warp_lanes(warp).len();
         let instruction = &self.kernel.code[self.threads[members[0]].pc];
+        if let Op::MatrixMultiply(shape) = instruction.op {
+            self.multiply_matrices(shape, members);
+            return Ok(());
+        }
         let value = |lane: usize, source: usize| {
             self.threads[lane].value(&self.context, instruction.sources[source])
         };
@@ -233,6 +238,30 @@ impl<'a> Block<'a> {
             thread.waiting = Waiting::No;
         }
         Ok(())
+    }
+
+    /// A matrix product of a warp. Unlike the other collectives it orders no accesses to memory.
+    fn multiply_matrices(&mut self, shape: MatrixShape, lanes: &[usize]) {
+        let instruction = &self.kernel.code[self.threads[lanes[0]].pc];
+        let registers = |lane: &usize| -> Vec<u32> {
+            let thread = &self.threads[*lane];
+            let operands = &instruction.parts[shape.c_registers()..];
+            let values = operands
+                .iter()
+                .map(|&part| thread.value(&self.context, part) as u32);
+            values.collect()
+        };
+        let operands: Vec<Vec<u32>> = lanes.iter().map(registers).collect();
+        for (&lane, result) in lanes.iter().zip(shape.multiply_add(&operands)) {
+            let thread = &mut self.threads[lane];
+            for (part, value) in instruction.parts.iter().zip(result) {
+                if let Operand::Register(register) = part {
+                    thread.set(*register, value.into());
+                }
+            }
+            thread.pc += 1;
+            thread.waiting = Waiting::No;
+        }
     }
 }
 

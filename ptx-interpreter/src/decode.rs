@@ -6,6 +6,7 @@ use crate::instruction::{
     AtomicOp, Binary, Comparison, Conversion, Guard, Instruction, Op, Operand, Register, Relation,
     Rounding, Shuffle, Special, Ternary, Unary, Vote,
 };
+use crate::matrix::MatrixShape;
 use crate::types::{Space, Type};
 
 /// Turns the lines of one kernel into instructions, numbering registers as they appear.
@@ -278,6 +279,7 @@ impl<'a> Decoder<'a> {
                 };
                 self.plain(Op::Vote(vote), line, to)
             }
+            "mma" => self.matrix_multiply(line, to),
             _ => Err("unknown instruction".into()),
         }
     }
@@ -305,6 +307,48 @@ impl<'a> Decoder<'a> {
         for (slot, text) in to.sources[1..].iter_mut().zip(&line.args[first + 1..]) {
             *slot = self.operand(text)?;
         }
+        Ok(())
+    }
+
+    /// Products of signed bytes.
+    fn matrix_multiply(&mut self, line: &Line<'_>, to: &mut Instruction) -> Result<(), String> {
+        let shape = match line.parts[1..] {
+            [
+                "sync",
+                "aligned",
+                shape,
+                "row",
+                "col",
+                "s32",
+                "s8",
+                "s8",
+                "s32",
+            ] => MatrixShape::parse(shape),
+            _ => None,
+        };
+        let shape = shape.ok_or("a matrix product other than of bytes")?;
+        let [a, b, c] = [
+            shape.a_registers(),
+            shape.b_registers(),
+            shape.c_registers(),
+        ];
+        if line.args.len() != 4 {
+            return Err("a matrix product has four operands".into());
+        }
+        for (text, registers) in line.args.iter().zip([c, a, b, c]) {
+            let parts = self.vector(text)?;
+            if parts.len() != registers {
+                return Err(format!("{} registers for {registers}", parts.len()));
+            }
+            to.parts.extend(parts);
+        }
+        if !to.parts[..c]
+            .iter()
+            .all(|part| matches!(part, Operand::Register(_)))
+        {
+            return Err("the result cannot be written".into());
+        }
+        to.op = Op::MatrixMultiply(shape);
         Ok(())
     }
 
@@ -506,6 +550,19 @@ mod tests {
     }
 
     #[test]
+    fn matrix_products_name_all_their_registers() {
+        let product = decode(
+            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 \
+             {%r1, %r2, %r3, %r4}, {%r5, %r6, %r7, %r8}, {%r9, %r10}, {%r1, %r2, %r3, %r4}",
+        )
+        .unwrap();
+        assert!(product.is_collective());
+        assert_eq!(product.mask(), Operand::Immediate(0xffff_ffff));
+        assert_eq!(product.parts.len(), 14);
+        assert_eq!(product.parts[..4], product.parts[10..]);
+    }
+
+    #[test]
     fn comparisons_name_how_nan_counts() {
         let Op::Compare(c) = decode("setp.neu.and.f32 %p1, %f1, %f2, %p2").unwrap().op else {
             panic!("a comparison");
@@ -524,6 +581,9 @@ mod tests {
             "fma.rm.f32 %f1, %f2, %f3, %f4",
             "cvt.rz.f16.f32 %h1, %f1",
             "mma.sync.aligned %r1, %r2",
+            "mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32 {%r1, %r2}, {%r3}, {%r4}, {%r1, %r2}",
+            "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%r1, %r2}, {%r3, %r5}, {%r4}, {%r1, %r2}",
+            "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%r1, %r2}, {%r3}, {%r4}, {%r1, %r2}",
             "add.s32 %r1, %r2, nowhere",
             "bra $nowhere",
         ] {

@@ -132,6 +132,7 @@ impl Thread {
                     return Ok(());
                 }
                 _ if instruction.is_collective() => {
+                    counts.matrix += u64::from(matches!(instruction.op, Op::MatrixMultiply(_)));
                     self.waiting = Waiting::Collective;
                     return Ok(());
                 }

@@ -1,5 +1,6 @@
 //! Decoded instructions.
 
+use crate::matrix::MatrixShape;
 use crate::types::{Space, Type};
 
 /// Index of a register of a thread; 0 is a sink that nobody reads.
@@ -174,6 +175,8 @@ pub(crate) enum Op {
     Shuffle(Shuffle),
     /// Predicate and mask are the sources.
     Vote(Vote),
+    /// `mma.sync`; the parts are the registers of the result and of its three operands, in order.
+    MatrixMultiply(MatrixShape),
 }
 
 /// Only where the predicate register is true (or, with the flag, false).
@@ -188,7 +191,7 @@ pub(crate) struct Instruction {
     pub(crate) destination: Register,
     pub(crate) second_destination: Register,
     pub(crate) sources: [Operand; 4],
-    /// Elements of a vector access, of a pack or an unpack.
+    /// Elements of a vector access, of a pack or an unpack, or of matrices.
     pub(crate) parts: Vec<Operand>,
     /// Added to the address in the first source.
     pub(crate) offset: i64,
@@ -199,7 +202,10 @@ pub(crate) struct Instruction {
 impl Instruction {
     /// Whether all lanes of a mask must be here together.
     pub(crate) fn is_collective(&self) -> bool {
-        matches!(self.op, Op::Shuffle(_) | Op::Vote(_) | Op::WarpBarrier)
+        matches!(
+            self.op,
+            Op::Shuffle(_) | Op::Vote(_) | Op::WarpBarrier | Op::MatrixMultiply(_)
+        )
     }
 
     /// The mask of a collective.
@@ -207,6 +213,8 @@ impl Instruction {
         match self.op {
             Op::Shuffle(_) => self.sources[3],
             Op::Vote(_) => self.sources[1],
+            // `.aligned`: the whole warp.
+            Op::MatrixMultiply(_) => Operand::Immediate(u32::MAX.into()),
             _ => self.sources[0],
         }
     }

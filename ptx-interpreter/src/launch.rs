@@ -34,6 +34,8 @@ pub struct Counts {
     pub float: u64,
     /// dp4a.
     pub dot4: u64,
+    /// mma.sync, counted by every lane.
+    pub matrix: u64,
     /// Bytes read from global memory.
     pub global_read_bytes: u64,
     /// Bytes written to global memory, atomics included.
@@ -47,6 +49,7 @@ impl std::ops::AddAssign for Counts {
         self.instructions += other.instructions;
         self.float += other.float;
         self.dot4 += other.dot4;
+        self.matrix += other.matrix;
         self.global_read_bytes += other.global_read_bytes;
         self.global_written_bytes += other.global_written_bytes;
         self.shared_accesses += other.shared_accesses;

@@ -10,8 +10,9 @@
 //! - [`Memory`] is the device's memory; the host copies in and out.
 //! - [`launch`] runs a kernel and counts what it executed.
 //!
-//! Not modelled: timing, caches, occupancy, textures, tensor cores, the weak memory model between
-//! blocks (any unordered access is a race), and the last bits of the `approx` instructions.
+//! Of tensor cores it has the products of signed bytes m8n8k16 and m16n8k32. Not modelled: timing,
+//! caches, occupancy, textures, the weak memory model between blocks (any unordered access is a
+//! race), and the last bits of the `approx` instructions.
 //!
 //! ```
 //! use ptx_interpreter::{Launch, Memory, launch, parse};
@@ -60,6 +61,7 @@ mod error;
 mod execute;
 mod instruction;
 mod launch;
+mod matrix;
 mod memory;
 mod parse;
 mod shadow;

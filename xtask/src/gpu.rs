@@ -23,16 +23,22 @@ const ARCHITECTURES: [&str; 7] = [
     "sm_61", "sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90",
 ];
 
-/// The checked-in PTX and the deliberate bugs of the interpreter's tests.
-const KERNELS_PTX: &str = "primal-kernels/cuda/kernels.ptx";
-const BUGS: [&str; 2] = [
-    "ptx-interpreter/tests/bugs.cu",
-    "ptx-interpreter/tests/bugs.ptx",
+/// The checked-in PTX: file, what it is made of, architecture. The last holds the deliberate bugs
+/// of the interpreter's tests.
+const PTX: [[&str; 3]; 4] = [
+    ["primal-kernels/cuda/kernels.ptx", "kernels", "compute_61"],
+    ["primal-kernels/cuda/tensor_75.ptx", "tensor", "compute_75"],
+    ["primal-kernels/cuda/tensor_80.ptx", "tensor", "compute_80"],
+    [
+        "ptx-interpreter/tests/bugs.ptx",
+        "ptx-interpreter/tests/bugs.cu",
+        "compute_61",
+    ],
 ];
 
 /// Registers that a thread may take, for kernels beyond [`DEFAULT_REGISTERS`]; with the threads
 /// of its blocks each leaves room for two blocks a multiprocessor (65,536 registers).
-const REGISTERS: [(&str, u32); 12] = [
+const REGISTERS: [(&str, u32); 14] = [
     ("attention_backward_keys_64", 192),
     ("attention_backward_keys_128", 192),
     ("attention_backward_queries_64", 128),
@@ -44,6 +50,8 @@ const REGISTERS: [(&str, u32); 12] = [
     ("gemm_tn_128", 128),
     ("gemm_nt_64", 85),
     ("gemm_nn_64", 85),
+    ("int8_mma_nt_128", 128),
+    ("int8_mma_nn_128", 128),
     // One block of up to 1024 threads.
     ("sample", 64),
 ];
@@ -104,11 +112,11 @@ pub fn matrix() -> Result<()> {
             }));
         }
         ensure!(problems.is_empty(), "{}", problems.join("\n       "));
-        let kernels = sections[0].1.len();
-        println!(
-            "NVRTC {version}: {kernels} kernels on {} architectures, no spills",
-            ARCHITECTURES.len()
-        );
+        let kernels: Vec<String> = sections
+            .iter()
+            .map(|(architecture, usages)| format!("{architecture} {}", usages.len()))
+            .collect();
+        println!("NVRTC {version}: kernels {}, no spills", kernels.join(", "));
         if version == "11.8" {
             check_drift(&library)?;
         }
@@ -124,21 +132,25 @@ pub fn table() -> Result<()> {
     let cards = ["sm_61", "sm_86"];
     let report = capture(example().arg("matrix").arg(&library).args(cards))?;
     let sections = sections(&report);
-    let mut usages: Vec<&Usage> = sections[0].1.iter().collect();
+    let [(_, old), (_, new)] = &sections[..] else {
+        bail!("two architectures were asked for");
+    };
+    // The newer card has every kernel, the older one none for tensor cores.
+    let mut usages: Vec<&Usage> = new.iter().collect();
     usages.sort_by_key(|usage| &usage.kernel);
     println!("| kernel | registers | spills | occupancy | shared |\n|---|---|---|---|---|");
     for usage in usages {
-        let other = sections[1].1.iter().find(|it| it.kernel == usage.kernel);
-        let other = other.context("a kernel on one architecture alone")?;
+        let old = old.iter().find(|it| it.kernel == usage.kernel);
+        let both = |of: fn(&Usage, &str) -> String| {
+            let first = old.map_or_else(|| "-".into(), |old| of(old, cards[0]));
+            format!("{first} / {}", of(usage, cards[1]))
+        };
         println!(
-            "| `{}` | {} / {} | {} / {} | {} / {} | {} |",
+            "| `{}` | {} | {} | {} | {} |",
             usage.kernel,
-            usage.registers,
-            other.registers,
-            usage.spilled_bytes,
-            other.spilled_bytes,
-            occupancy(usage, "sm_61"),
-            occupancy(other, "sm_86"),
+            both(|usage, _| usage.registers.to_string()),
+            both(|usage, _| usage.spilled_bytes.to_string()),
+            both(occupancy),
             usage.shared_bytes,
         );
     }
@@ -151,9 +163,15 @@ pub fn regenerate() -> Result<()> {
     let Some(library) = compiler(version, package, file)? else {
         bail!("NVRTC 11.8 is needed; hint: pip must reach a registry");
     };
-    fs::write(KERNELS_PTX, kernels_ptx(&library)?)?;
-    fs::write(BUGS[1], bugs_ptx(&library)?)?;
-    println!("{KERNELS_PTX} and {} are of these sources", BUGS[1]);
+    // All before the first is written: the compiling program holds these files.
+    let made = PTX
+        .iter()
+        .map(|[_, of, architecture]| ptx(&library, of, architecture))
+        .collect::<Result<Vec<_>>>()?;
+    for ([file, ..], text) in PTX.iter().zip(made) {
+        fs::write(file, text)?;
+        println!("{file} is of these sources");
+    }
     Ok(())
 }
 
@@ -292,19 +310,13 @@ fn find(folder: &Path, file: &str) -> Option<PathBuf> {
     None
 }
 
-fn kernels_ptx(library: &Path) -> Result<String> {
-    capture(example().arg("ptx").arg(library))
-}
-
-fn bugs_ptx(library: &Path) -> Result<String> {
-    capture(example().arg("ptx").arg(library).arg(BUGS[0]))
+fn ptx(library: &Path, of: &str, architecture: &str) -> Result<String> {
+    capture(example().arg("ptx").arg(library).args([of, architecture]))
 }
 
 fn check_drift(library: &Path) -> Result<()> {
-    for (file, made) in [
-        (KERNELS_PTX, kernels_ptx(library)?),
-        (BUGS[1], bugs_ptx(library)?),
-    ] {
+    for [file, of, architecture] in PTX {
+        let made = ptx(library, of, architecture)?;
         let kept = fs::read_to_string(file).with_context(|| file.to_string())?;
         ensure!(
             kept.trim_end() == made.trim_end(),

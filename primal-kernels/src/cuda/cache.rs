@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::source::{OPTIONS, hex, source_hash};
+use super::source::{OPTIONS, Unit, hex};
 
 const DIGEST_BYTES: usize = 32;
 
@@ -25,9 +25,9 @@ pub(crate) fn folder() -> Option<PathBuf> {
 }
 
 /// The name of an image's file.
-pub(crate) fn file_name(nvrtc_version: &str, architecture: &str) -> String {
+pub(crate) fn file_name(unit: Unit, nvrtc_version: &str, architecture: &str) -> String {
     let key = [
-        source_hash().as_str(),
+        unit.source_hash().as_str(),
         &OPTIONS.join(" "),
         nvrtc_version,
         architecture,
@@ -85,10 +85,12 @@ mod tests {
 
     #[test]
     fn everything_that_matters_is_in_the_name() {
-        let base = file_name("11.8", "sm_61");
+        let name = |version, architecture| file_name(Unit::Kernels, version, architecture);
+        let base = name("11.8", "sm_61");
         assert!(base.ends_with(".cubin"));
-        assert_ne!(base, file_name("12.9", "sm_61"));
-        assert_ne!(base, file_name("11.8", "sm_86"));
-        assert!(file_name("11.8", "compute_61").ends_with(".ptx"));
+        assert_ne!(base, name("12.9", "sm_61"));
+        assert_ne!(base, name("11.8", "sm_86"));
+        assert_ne!(base, file_name(Unit::Tensor, "11.8", "sm_61"));
+        assert!(name("11.8", "compute_61").ends_with(".ptx"));
     }
 }

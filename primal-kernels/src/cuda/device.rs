@@ -11,9 +11,7 @@ use super::error::CudaError;
 use super::image::{Image, ImageChoice};
 use super::pool::Pool;
 use super::probe::{device_count, driver_version};
-
-/// The oldest architecture that the kernels run on: dp4a.
-const OLDEST: i32 = 61;
+use super::source::Unit;
 
 /// Which GPU, and which form of the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +23,8 @@ pub struct OpenOptions {
     /// Whether buffers are allocations of their own also where there is a pool, so that a tool that
     /// watches memory sees the end of each.
     pub separate_buffers: bool,
+    /// Whether products in int8 go by dp4a also on a card with tensor cores. The bits are the same.
+    pub without_tensor_cores: bool,
 }
 
 /// An open GPU. Clones are the same device.
@@ -37,7 +37,8 @@ pub struct Device {
 
 struct Inner {
     context: Arc<CudaContext>,
-    module: sys::CUmodule,
+    /// That of every card, and that for tensor cores if they are used.
+    modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
     name: String,
     capability: i32,
@@ -82,40 +83,39 @@ impl Device {
             .name()
             .map_err(|error| CudaError::of("cuDeviceGetName", error.0))?;
         let capability = capability_of(context.cu_device())?;
-        if capability < OLDEST {
+        if capability < Unit::Kernels.oldest() {
             return Err(CudaError::TooOld { name, capability });
         }
-        let (candidates, missing) = Image::candidates(options.image, capability)?;
+        let choice = options.image;
+        let (candidates, missing) = Image::candidates(Unit::Kernels, choice, capability)?;
         let mut tried = Vec::new();
-        for image in candidates {
-            match load(&image) {
-                Ok(module) => {
-                    let notices = missing.iter().map(ToString::to_string).chain(tried);
-                    let notice = notices.collect::<Vec<_>>().join("; ");
-                    return Ok(Device {
-                        inner: Arc::new(Inner {
-                            context,
-                            module,
-                            functions: Mutex::default(),
-                            name,
-                            capability,
-                            image: (image.architecture, image.origin),
-                            notice: Some(notice).filter(|it| !it.is_empty()),
-                            separate_buffers: options.separate_buffers,
-                            allocated: AtomicU64::new(0),
-                        }),
-                        pool: None,
-                    });
-                }
-                Err(error) => tried.push(format!(
-                    "{} by {}: {error}",
-                    image.architecture, image.origin
-                )),
-            }
+        let Some((module, image)) = load_first(candidates, &mut tried) else {
+            return Err(CudaError::NoImage {
+                driver,
+                tried: tried.join("; "),
+            });
+        };
+        let mut modules = vec![module];
+        if capability >= Unit::Tensor.oldest() && !options.without_tensor_cores {
+            let (candidates, _) = Image::candidates(Unit::Tensor, choice, capability)?;
+            // Where none is loaded, dp4a serves.
+            modules.extend(load_first(candidates, &mut tried).map(|(module, _)| module));
         }
-        Err(CudaError::NoImage {
-            driver,
-            tried: tried.join("; "),
+        let notices = missing.iter().map(ToString::to_string).chain(tried);
+        let notice = notices.collect::<Vec<_>>().join("; ");
+        Ok(Device {
+            inner: Arc::new(Inner {
+                context,
+                modules,
+                functions: Mutex::default(),
+                name,
+                capability,
+                image: (image.architecture, image.origin),
+                notice: Some(notice).filter(|it| !it.is_empty()),
+                separate_buffers: options.separate_buffers,
+                allocated: AtomicU64::new(0),
+            }),
+            pool: None,
         })
     }
 
@@ -127,6 +127,11 @@ impl Device {
     /// Compute capability times ten.
     pub fn capability(&self) -> i32 {
         self.inner.capability
+    }
+
+    /// Whether products of matrices in int8 go by tensor cores.
+    pub fn uses_tensor_cores(&self) -> bool {
+        self.inner.modules.len() > 1
     }
 
     /// Architecture and origin of the kernels.
@@ -273,9 +278,13 @@ impl Device {
             return Ok(function);
         }
         let name = CString::new(kernel).unwrap_or_default();
-        // SAFETY: the module is loaded, and lives as long as the device.
-        let function = unsafe { result::module::get_function(self.inner.module, name) }
-            .map_err(|error| CudaError::of(kernel, error.0))?;
+        // SAFETY: the modules are loaded, and live as long as the device.
+        let of = |&module| unsafe { result::module::get_function(module, name.clone()) };
+        let mut function = Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND));
+        for module in &self.inner.modules {
+            function = function.or_else(|_| of(module));
+        }
+        let function = function.map_err(|error| CudaError::of(kernel, error.0))?;
         functions.insert(kernel, function);
         Ok(function)
     }
@@ -284,9 +293,11 @@ impl Device {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
-            // SAFETY: nobody has the module's functions any more. A context that crashed cannot
-            // unload it, and needs not.
-            let _ = unsafe { result::module::unload(self.module) };
+            for &module in &self.modules {
+                // SAFETY: nobody has the module's functions any more. A context that crashed
+                // cannot unload it, and needs not.
+                let _ = unsafe { result::module::unload(module) };
+            }
         }
     }
 }
@@ -309,6 +320,22 @@ pub(crate) fn capability_of(device: sys::CUdevice) -> Result<i32, CudaError> {
     let get = |attribute| unsafe { result::device::get_attribute(device, attribute) };
     let wrong = |error: result::DriverError| CudaError::of("cuDeviceGetAttribute", error.0);
     Ok(get(MAJOR).map_err(wrong)? * 10 + get(MINOR).map_err(wrong)?)
+}
+
+/// The first image that the driver takes; in `tried`, why it refused those before.
+fn load_first(images: Vec<Image>, tried: &mut Vec<String>) -> Option<(sys::CUmodule, Image)> {
+    images.into_iter().find_map(|image| match load(&image) {
+        Ok(module) => Some((module, image)),
+        Err(error) => {
+            let Image {
+                architecture,
+                origin,
+                ..
+            } = image;
+            tried.push(format!("{architecture} by {origin}: {error}"));
+            None
+        }
+    })
 }
 
 fn load(image: &Image) -> Result<sys::CUmodule, CudaError> {

@@ -12,6 +12,20 @@ const CHUNK_DEPTH: i32 = 256;
 /// Blocks that keep a card busy: two on each of 28 multiprocessors.
 const ENOUGH_BLOCKS: usize = 56;
 
+/// Rows and columns that a block makes of a result: the large tile reads each operand half as
+/// often.
+pub(crate) const LARGE_TILE: usize = 128;
+const SMALL_TILE: usize = 64;
+
+/// The tile for a result (rows, cols): the large one where there are enough of them.
+pub(crate) fn tile(rows: usize, cols: usize) -> usize {
+    if rows.div_ceil(LARGE_TILE) * cols.div_ceil(LARGE_TILE) >= ENOUGH_BLOCKS {
+        LARGE_TILE
+    } else {
+        SMALL_TILE
+    }
+}
+
 /// Names of a product's kernels by tile.
 struct Kernels {
     small: &'static str,
@@ -35,12 +49,10 @@ impl Product {
         kernels: &Kernels,
         [a, b, c]: [u64; 3],
     ) -> Result<(), CudaError> {
-        let blocks = |tile: usize| self.rows.div_ceil(tile) * self.cols.div_ceil(tile);
-        // Large tiles read each operand half as often, where there are enough of them.
-        let (kernel, tile) = if blocks(128) >= ENOUGH_BLOCKS {
-            (kernels.large, 128)
-        } else {
-            (kernels.small, 64)
+        let tile = tile(self.rows, self.cols);
+        let kernel = match tile {
+            LARGE_TILE => kernels.large,
+            _ => kernels.small,
         };
         let [a_stride, b_stride, c_stride] = self.strides.map(|stride| stride as i32);
         launch!(

@@ -3,11 +3,16 @@
 use super::cache;
 use super::error::CudaError;
 use super::nvrtc::Nvrtc;
-use super::source::{OPTIONS, source};
+use super::source::{OPTIONS, Unit};
 
-/// PTX of NVRTC 11.8 for compute_61: what any driver since CUDA 11.8 assembles for any card from
-/// Pascal on, without NVRTC. Its first line names the sources it was made of.
-pub const CHECKED_IN_PTX: &str = include_str!("../../cuda/kernels.ptx");
+/// PTX of NVRTC 11.8, by unit and compute capability (times ten): what any driver since CUDA 11.8
+/// assembles for any card of that capability or a newer one, without NVRTC. Its first line names
+/// the sources it was made of.
+const CHECKED_IN: [(Unit, i32, &str); 3] = [
+    (Unit::Kernels, 61, include_str!("../../cuda/kernels.ptx")),
+    (Unit::Tensor, 75, include_str!("../../cuda/tensor_75.ptx")),
+    (Unit::Tensor, 80, include_str!("../../cuda/tensor_80.ptx")),
+];
 
 /// Where the kernels come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,20 +36,27 @@ pub struct Image {
 }
 
 impl Image {
-    /// The PTX that is part of the program.
-    pub fn checked_in() -> Image {
-        Image {
-            architecture: "compute_61".into(),
+    /// The newest PTX of a unit that is part of the program and for compute capability
+    /// `capability` (times ten), if any is.
+    pub fn checked_in(unit: Unit, capability: i32) -> Option<Image> {
+        let fitting = CHECKED_IN
+            .iter()
+            .filter(|(of, needed, _)| *of == unit && *needed <= capability);
+        let (_, needed, ptx) = fitting.max_by_key(|(_, needed, _)| needed)?;
+        Some(Image {
+            architecture: format!("compute_{needed}"),
             origin: "part of the program (NVRTC 11.8)".into(),
-            bytes: CHECKED_IN_PTX.as_bytes().to_vec(),
-        }
+            bytes: ptx.as_bytes().to_vec(),
+        })
     }
 
-    /// Compiles for compute capability `capability` (times ten), or takes it from the cache.
-    pub fn compile(nvrtc: &Nvrtc, capability: i32) -> Result<Image, CudaError> {
+    /// Compiles a unit for compute capability `capability` (times ten), or takes it from the
+    /// cache.
+    pub fn compile(unit: Unit, nvrtc: &Nvrtc, capability: i32) -> Result<Image, CudaError> {
         let architecture = nvrtc.architecture_for(capability)?;
         let version = nvrtc.version_name();
-        let path = cache::folder().map(|it| it.join(cache::file_name(&version, &architecture)));
+        let name = cache::file_name(unit, &version, &architecture);
+        let path = cache::folder().map(|it| it.join(name));
         if let Some(bytes) = path.as_deref().and_then(cache::read) {
             let origin = format!("NVRTC {version}, from the cache");
             return Ok(Image {
@@ -53,7 +65,7 @@ impl Image {
                 bytes,
             });
         }
-        let compiled = nvrtc.compile(&source(), &architecture, &OPTIONS)?;
+        let compiled = nvrtc.compile(&unit.source(), &architecture, &OPTIONS)?;
         if let Some(path) = path {
             cache::write(&path, &compiled.image);
         }
@@ -66,18 +78,21 @@ impl Image {
 
     /// What to try on a device, best first, and why something better is missing.
     pub(crate) fn candidates(
+        unit: Unit,
         choice: ImageChoice,
         capability: i32,
     ) -> Result<(Vec<Image>, Option<CudaError>), CudaError> {
+        let checked_in = Image::checked_in(unit, capability);
         if choice == ImageChoice::CheckedIn {
-            return Ok((vec![Image::checked_in()], None));
+            return Ok((checked_in.into_iter().collect(), None));
         }
-        let compiled = Nvrtc::find(capability).and_then(|nvrtc| Image::compile(&nvrtc, capability));
+        let compiled =
+            Nvrtc::find(capability).and_then(|nvrtc| Image::compile(unit, &nvrtc, capability));
         match compiled {
-            Ok(image) => Ok((vec![image, Image::checked_in()], None)),
+            Ok(image) => Ok(([image].into_iter().chain(checked_in).collect(), None)),
             // The sources must compile; only a missing compiler is no reason to stop.
             Err(error @ CudaError::Compile(_)) => Err(error),
-            Err(error) => Ok((vec![Image::checked_in()], Some(error))),
+            Err(error) => Ok((checked_in.into_iter().collect(), Some(error))),
         }
     }
 }
@@ -85,16 +100,25 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::source::source_hash;
 
     /// `cargo xtask ptx` makes it anew.
     #[test]
     fn the_checked_in_ptx_is_of_these_sources() {
-        let first = CHECKED_IN_PTX.lines().next().unwrap();
-        assert_eq!(first, format!("// sources {}", source_hash()));
-        assert!(
-            CHECKED_IN_PTX.contains(".target sm_61") && CHECKED_IN_PTX.contains(".version 7.8")
-        );
-        assert!(!CHECKED_IN_PTX.contains(".extern .func"));
+        for (unit, capability, ptx) in CHECKED_IN {
+            let first = ptx.lines().next().unwrap();
+            assert_eq!(first, format!("// sources {}", unit.source_hash()));
+            assert!(ptx.contains(&format!(".target sm_{capability}\n")));
+            assert!(ptx.contains(".version 7.8\n") && !ptx.contains(".extern .func"));
+        }
+    }
+
+    #[test]
+    fn a_card_gets_the_newest_ptx_that_it_takes() {
+        let of =
+            |unit, capability| Image::checked_in(unit, capability).map(|image| image.architecture);
+        assert_eq!(of(Unit::Kernels, 90).as_deref(), Some("compute_61"));
+        assert_eq!(of(Unit::Tensor, 61), None);
+        assert_eq!(of(Unit::Tensor, 75).as_deref(), Some("compute_75"));
+        assert_eq!(of(Unit::Tensor, 86).as_deref(), Some("compute_80"));
     }
 }

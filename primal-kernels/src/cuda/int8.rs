@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::buffer::{Buffer, View};
 use super::device::{Device, THREADS, blocks_for_rows, launch};
 use super::error::CudaError;
+use super::gemm::{LARGE_TILE, tile};
 use super::weights::DeviceWeights;
 use crate::int8::Int8Grid;
 
@@ -154,7 +155,7 @@ pub fn int8_matmul_nt(
 ) -> Result<(), CudaError> {
     assert_eq!(w.cols(), x.cols, "columns of w");
     let cols = rows.len();
-    multiply("int8_gemm_nt", x, w, rows, (y, cols), accumulate)
+    multiply(&NT, x, w, rows, (y, cols), accumulate)
 }
 
 /// dx (n, k) = or += dy w over rows `rows` of w (m, k), for quantised dy (n, rows.len()) **with the
@@ -173,7 +174,7 @@ pub fn int8_matmul_nn(
     accumulate: bool,
 ) -> Result<(), CudaError> {
     assert_eq!(rows.len(), dy.cols, "rows of w");
-    multiply("int8_gemm_nn", dy, w, rows, (dx, w.cols()), accumulate)
+    multiply(&NN, dy, w, rows, (dx, w.cols()), accumulate)
 }
 
 /// Tokens for which `int8_matvecs` reads a weight once.
@@ -210,9 +211,27 @@ pub fn int8_matvec(x: Quantised<'_>, w: &DeviceWeights, y: View<'_, f32>) -> Res
     )
 }
 
+/// Names of a product's kernels: by dp4a, and on tensor cores by tile.
+struct Kernels {
+    dp4a: &'static str,
+    small: &'static str,
+    large: &'static str,
+}
+
+const NT: Kernels = Kernels {
+    dp4a: "int8_gemm_nt",
+    small: "int8_mma_nt_64",
+    large: "int8_mma_nt_128",
+};
+const NN: Kernels = Kernels {
+    dp4a: "int8_gemm_nn",
+    small: "int8_mma_nn_64",
+    large: "int8_mma_nn_128",
+};
+
 /// A result (n, cols) = or += the product of `x` and rows of `w`.
 fn multiply(
-    kernel: &'static str,
+    kernels: &Kernels,
     x: Quantised<'_>,
     w: &DeviceWeights,
     rows: Range<usize>,
@@ -222,10 +241,15 @@ fn multiply(
     let grid = w.int8_grid(x.cols)?;
     assert!(w.has_row_scales() && x.group == x.cols, "one scale a row");
     let n = x.rows;
+    let (kernel, tile) = match (out.device.uses_tensor_cores(), tile(n, cols)) {
+        (false, _) => (kernels.dp4a, 64),
+        (true, LARGE_TILE) => (kernels.large, LARGE_TILE),
+        (true, tile) => (kernels.small, tile),
+    };
     launch!(
         out.device,
         kernel,
-        [cols.div_ceil(64), n.div_ceil(64), 1],
+        [cols.div_ceil(tile), n.div_ceil(tile), 1],
         THREADS,
         x.values.address,
         x.scales.address,

@@ -211,14 +211,12 @@ impl Clique {
     ) -> Result<(), CudaError> {
         let done = || {
             // SAFETY: takes no arguments.
-            self.nccl
-                .check("ncclGroupStart", unsafe { (self.nccl.group_start)() })?;
+            let started = unsafe { (self.nccl.group_start)() };
+            self.nccl.check("ncclGroupStart", started)?;
             let queued = queue(&Queue(self));
             // SAFETY: ends the group that was just started.
-            let ended = self
-                .nccl
-                .check("ncclGroupEnd", unsafe { (self.nccl.group_end)() });
-            queued.and(ended)?;
+            let ended = unsafe { (self.nccl.group_end)() };
+            queued.and(self.nccl.check("ncclGroupEnd", ended))?;
             self.wait()
         };
         done().inspect_err(|_| self.broken.store(true, Ordering::Relaxed))

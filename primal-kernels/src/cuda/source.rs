@@ -1,5 +1,5 @@
-//! The text of the kernels: a prelude made from the constants of the CPU code, then the files of
-//! `primal-kernels/cuda/` in order, as one translation unit.
+//! The text of the kernels: a prelude made from the constants of the CPU code, then files of
+//! `primal-kernels/cuda/` in order, for each translation unit.
 
 use std::fmt::Write;
 
@@ -25,8 +25,11 @@ pub(crate) const SUM_SQUARES_BLOCK: usize = crate::adamw::SUM_BLOCK;
 /// Least column statistic relative to the mean, as the rule `consensus` has it.
 const MIN_COLUMN: f32 = 1e-6;
 
-const FILES: [(&str, &str); 11] = [
-    ("common.cuh", include_str!("../../cuda/common.cuh")),
+const COMMON: (&str, &str) = ("common.cuh", include_str!("../../cuda/common.cuh"));
+const INT8: (&str, &str) = ("int8.cuh", include_str!("../../cuda/int8.cuh"));
+
+const KERNELS: [(&str, &str); 12] = [
+    COMMON,
     ("weights.cu", include_str!("../../cuda/weights.cu")),
     ("gemm.cu", include_str!("../../cuda/gemm.cu")),
     ("norm.cu", include_str!("../../cuda/norm.cu")),
@@ -34,26 +37,61 @@ const FILES: [(&str, &str); 11] = [
     ("attention.cu", include_str!("../../cuda/attention.cu")),
     ("loss.cu", include_str!("../../cuda/loss.cu")),
     ("vote.cu", include_str!("../../cuda/vote.cu")),
+    INT8,
     ("int8.cu", include_str!("../../cuda/int8.cu")),
     ("sample.cu", include_str!("../../cuda/sample.cu")),
     ("exchange.cu", include_str!("../../cuda/exchange.cu")),
 ];
 
-/// The whole translation unit.
-pub fn source() -> String {
-    let mut text = prelude();
-    for (name, content) in FILES {
-        let _ = writeln!(text, "#line 1 \"{name}\"\n{content}");
-    }
-    text
+const TENSOR: [(&str, &str); 3] = [
+    COMMON,
+    INT8,
+    ("tensor.cu", include_str!("../../cuda/tensor.cu")),
+];
+
+/// A translation unit: what is compiled, and loaded as one module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// The kernels that every card runs.
+    Kernels,
+    /// Products in int8 on tensor cores: an alternative to some of the others, never needed.
+    Tensor,
 }
 
-/// Hex sha256 of sources and options: what a compiled image was made of.
-pub fn source_hash() -> String {
-    let mut hash = Sha256::new();
-    hash.update(source());
-    hash.update(OPTIONS.join(" "));
-    hex(&hash.finalize())
+impl Unit {
+    /// The oldest compute capability (times ten) that it is for.
+    pub fn oldest(self) -> i32 {
+        match self {
+            // dp4a.
+            Unit::Kernels => 61,
+            // mma of bytes.
+            Unit::Tensor => 75,
+        }
+    }
+
+    fn files(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Unit::Kernels => &KERNELS,
+            Unit::Tensor => &TENSOR,
+        }
+    }
+
+    /// The whole text.
+    pub fn source(self) -> String {
+        let mut text = prelude();
+        for (name, content) in self.files() {
+            let _ = writeln!(text, "#line 1 \"{name}\"\n{content}");
+        }
+        text
+    }
+
+    /// Hex sha256 of sources and options: what a compiled image was made of.
+    pub fn source_hash(self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.source());
+        hash.update(OPTIONS.join(" "));
+        hex(&hash.finalize())
+    }
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -102,15 +140,6 @@ fn prelude() -> String {
     text
 }
 
-/// The kernels that the sources define.
-pub fn kernel_names() -> Vec<String> {
-    let ptx = super::image::CHECKED_IN_PTX;
-    let entries = ptx.lines().filter_map(|line| line.split(".entry ").nth(1));
-    entries
-        .filter_map(|rest| Some(rest.split('(').next()?.trim().to_string()))
-        .collect()
-}
-
 /// A compile log with the line of the source under every message that names one.
 pub(crate) fn with_source_lines(log: &str) -> String {
     let mut text = String::new();
@@ -131,7 +160,8 @@ fn place(message: &str) -> Option<(&str, usize)> {
 }
 
 fn source_line(file: &str, line: usize) -> Option<&'static str> {
-    let (_, content) = FILES.iter().find(|(name, _)| *name == file)?;
+    let mut files = KERNELS.iter().chain(&TENSOR);
+    let (_, content) = files.find(|(name, _)| *name == file)?;
     content.lines().nth(line.checked_sub(1)?)
 }
 

@@ -2,29 +2,52 @@
 //! was compared.
 #![allow(clippy::unwrap_used, dead_code, reason = "helpers of several tests")]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytemuck::Pod;
+use cuda_standin::{DeviceCounts, Injection};
 use primal_kernels::Isa;
 use primal_kernels::cuda::{Buffer, Device, ImageChoice, OpenOptions};
 
 /// Devices of the stand-in: tests that run side by side each take their own.
-const DEVICES: u32 = 8;
+const DEVICES: u32 = 16;
 
 /// A device of its own for a test: of the stand-in with the PTX that is part of the program, or,
 /// with `PRIMAL_CUDA_TESTS=gpu`, the machine's GPU with kernels compiled for it.
 pub fn device() -> Device {
+    device_with(61, false).0
+}
+
+/// What a device of the stand-in executed since the last call; `None` of a GPU.
+pub type Counts = Box<dyn Fn() -> Option<DeviceCounts>>;
+
+/// [`device`] of a compute capability, if it is of the stand-in, with or without the use of tensor
+/// cores.
+pub fn device_with(capability: u64, without_tensor_cores: bool) -> (Device, Counts) {
     if std::env::var_os("PRIMAL_CUDA_TESTS").is_some_and(|value| value == "gpu") {
-        return Device::open(OpenOptions::default()).unwrap();
+        let options = OpenOptions {
+            without_tensor_cores,
+            ..OpenOptions::default()
+        };
+        return (Device::open(options).unwrap(), Box::new(|| None));
     }
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    cuda_standin::install(DEVICES).unwrap();
-    Device::open(OpenOptions {
-        ordinal: NEXT.fetch_add(1, Ordering::Relaxed) % DEVICES as usize,
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static OPENING: Mutex<()> = Mutex::new(());
+    let standin = cuda_standin::install(DEVICES).unwrap();
+    let ordinal = NEXT.fetch_add(1, Ordering::Relaxed) % DEVICES;
+    let _alone = OPENING.lock().unwrap();
+    standin.inject(ordinal, Injection::Capability, capability);
+    let device = Device::open(OpenOptions {
+        ordinal: ordinal as usize,
         image: ImageChoice::CheckedIn,
-        separate_buffers: false,
-    })
-    .unwrap()
+        without_tensor_cores,
+        ..OpenOptions::default()
+    });
+    (
+        device.unwrap(),
+        Box::new(move || Some(standin.counts(ordinal))),
+    )
 }
 
 pub fn isa() -> Isa {
