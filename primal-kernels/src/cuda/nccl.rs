@@ -210,13 +210,14 @@ impl Clique {
         queue: impl FnOnce(&Queue<'_>) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         let done = || {
-            // SAFETY: takes no arguments.
+            // SAFETY: a group is ended below, whatever happens.
             let started = unsafe { (self.nccl.group_start)() };
             self.nccl.check("ncclGroupStart", started)?;
             let queued = queue(&Queue(self));
             // SAFETY: ends the group that was just started.
             let ended = unsafe { (self.nccl.group_end)() };
-            queued.and(self.nccl.check("ncclGroupEnd", ended))?;
+            let ended = self.nccl.check("ncclGroupEnd", ended);
+            queued.and(ended)?;
             self.wait()
         };
         done().inspect_err(|_| self.broken.store(true, Ordering::Relaxed))
