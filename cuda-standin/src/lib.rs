@@ -29,7 +29,7 @@ mod device;
 mod driver;
 mod nccl;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
@@ -127,7 +127,7 @@ impl StandIn {
 pub fn install(devices: u32) -> Result<&'static StandIn, InstallError> {
     static INSTALLED: OnceLock<Result<StandIn, InstallError>> = OnceLock::new();
     let result = INSTALLED.get_or_init(|| {
-        let path = library_path()?;
+        let path = library_path(LIBRARY)?;
         let wrong = |error: libloading::Error| InstallError(error.to_string());
         for (variable, value) in [
             (POOL_VARIABLE, "off".as_ref()),
@@ -156,30 +156,49 @@ pub fn install(devices: u32) -> Result<&'static StandIn, InstallError> {
     result.as_ref().map_err(Clone::clone)
 }
 
+/// Opens another stand-in, the shared library `file` beside the running test, so that this process
+/// finds it by its name.
+pub fn preload(file: &str) -> Result<(), InstallError> {
+    let path = library_path(file)?;
+    // SAFETY: the library is ours and runs nothing when it is opened.
+    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
+    let library = library.map_err(|error| InstallError(error.to_string()))?;
+    // For the rest of the process.
+    std::mem::forget(library);
+    Ok(())
+}
+
 /// Makes a folder inside `parent` that holds the stand-in as `libcuda.so`, and as `libnccl.so.2` the
 /// same, for a child process's `LD_LIBRARY_PATH`.
-pub fn library_folder(parent: &std::path::Path) -> Result<PathBuf, InstallError> {
+pub fn library_folder(parent: &Path) -> Result<PathBuf, InstallError> {
     let wrong = |error: std::io::Error| InstallError(error.to_string());
     let folder = parent.join("cuda-standin");
     std::fs::create_dir_all(&folder).map_err(wrong)?;
+    add_library(&folder, LIBRARY, "libcuda.so")?;
     // One file of several names: a loader that finds it under the second has it already.
-    let library = folder.join("libcuda.so");
-    std::fs::copy(library_path()?, &library).map_err(wrong)?;
     for name in ["libcuda.so.1", "libnccl.so.2"] {
         let _ = std::fs::remove_file(folder.join(name));
-        std::fs::hard_link(&library, folder.join(name)).map_err(wrong)?;
+        std::fs::hard_link(folder.join("libcuda.so"), folder.join(name)).map_err(wrong)?;
     }
     Ok(folder)
 }
 
-/// The shared library, beside the running test.
-fn library_path() -> Result<PathBuf, InstallError> {
+/// Copies a stand-in, the shared library `file` beside the running test, into `folder` as `name`.
+pub fn add_library(folder: &Path, file: &str, name: &str) -> Result<(), InstallError> {
+    let copied = std::fs::copy(library_path(file)?, folder.join(name));
+    copied
+        .map(|_| ())
+        .map_err(|error| InstallError(error.to_string()))
+}
+
+/// The shared library `file`, beside the running test.
+fn library_path(file: &str) -> Result<PathBuf, InstallError> {
     let program = std::env::current_exe().map_err(|error| InstallError(error.to_string()))?;
     program
         .ancestors()
         .skip(1)
         .take(3)
-        .flat_map(|folder| [folder.join(LIBRARY), folder.join("deps").join(LIBRARY)])
+        .flat_map(|folder| [folder.join(file), folder.join("deps").join(file)])
         .find(|path| path.is_file())
-        .ok_or_else(|| InstallError(format!("no {LIBRARY} beside {}", program.display())))
+        .ok_or_else(|| InstallError(format!("no {file} beside {}", program.display())))
 }

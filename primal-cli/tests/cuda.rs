@@ -136,6 +136,49 @@ fn doctor_says_what_there_is_and_what_is_missing() {
     );
 }
 
+#[cfg(feature = "cublas")]
+#[test]
+fn cublas_multiplies_if_asked_and_is_missed_by_name() {
+    let place = Workplace::new();
+    let on = ("PRIMAL_CUBLAS", "on");
+    let mut command = train(&place, "without", 1);
+    refused(
+        with_gpu(&place, &mut command, &[on]),
+        1,
+        &["no cuBLAS", "hint:"],
+    );
+    let doctor = || json(with_gpu(&place, place.primal("doctor").arg("--json"), &[]));
+    assert!(
+        doctor()["cuda"]["missing"]
+            .to_string()
+            .contains("no cuBLAS")
+    );
+
+    let folder = cuda_standin::library_folder(&place.path("")).unwrap();
+    cuda_standin::add_library(&folder, "libcublas_standin.so", "libcublas.so").unwrap();
+    assert_eq!(doctor()["cuda"]["cublas"], "0.1");
+    let trained = |run: &str, settings: &[(&str, &str)]| {
+        let mut command = train(&place, run, 2);
+        command.args(["--set", "train.compute=float"]);
+        let done = finish(with_gpu(&place, &mut command, settings));
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let rows = common::metrics(&place.path(run));
+        let last = rows.last().unwrap();
+        (
+            last["state_hash"].to_string(),
+            last["val_loss"].as_f64().unwrap(),
+        )
+    };
+    let (kernels, by_cublas) = (trained("kernels", &[]), trained("cublas", &[on]));
+    // Other last bits, the same model for all that matters; the same bits again.
+    assert_ne!(by_cublas.0, kernels.0);
+    assert!(
+        (by_cublas.1 - kernels.1).abs() < 1e-3,
+        "{by_cublas:?}, {kernels:?}"
+    );
+    assert_eq!(trained("again", &[on]), by_cublas);
+}
+
 #[test]
 fn what_is_wrong_with_a_gpu_is_said_with_what_to_do() {
     let place = Workplace::new();

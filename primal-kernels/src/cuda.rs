@@ -12,6 +12,7 @@
 mod attention;
 mod buffer;
 mod cache;
+mod cublas;
 mod device;
 mod elementwise;
 mod error;
@@ -35,7 +36,7 @@ mod weights;
 
 pub use attention::{KvCache, attention, attention_backward};
 pub use buffer::{Buffer, PinnedBuffer, View};
-pub use device::{Device, OpenOptions};
+pub use device::{Device, FloatProducts, OpenOptions};
 pub use elementwise::{
     adamw, add, add_bias, gelu, gelu_backward, rotate, square_pieces, sum_squares, swiglu,
     swiglu_backward,

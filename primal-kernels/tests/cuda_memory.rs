@@ -14,6 +14,18 @@ fn open(ordinal: usize, separate_buffers: bool) -> Device {
     .unwrap()
 }
 
+#[cfg(not(feature = "cublas"))]
+#[test]
+fn a_build_without_cublas_says_so() {
+    cuda_standin::install(4).unwrap();
+    let asked = Device::open(OpenOptions {
+        float_products: cuda::FloatProducts::Cublas,
+        ..OpenOptions::default()
+    });
+    let message = asked.unwrap_err().to_string();
+    assert!(message.contains("--features cublas"), "{message}");
+}
+
 #[test]
 fn buffers_share_one_allocation_and_go_with_it() {
     let device = open(0, false);

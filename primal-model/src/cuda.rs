@@ -18,7 +18,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use primal_kernels::VoteRng;
-use primal_kernels::cuda::{self, Buffer, CudaError, Device, ImageChoice, OpenOptions, VoteSums};
+use primal_kernels::cuda::{
+    self, Buffer, CudaError, Device, FloatProducts, ImageChoice, OpenOptions, VoteSums,
+};
 use primal_optim::{ConsensusStep, FlipStats, LEAK_STREAM, Rule, StepContext, adam_step};
 
 use crate::config::{Compute, Config};
@@ -47,12 +49,17 @@ fn open_device(ordinal: usize) -> Result<Device, CudaError> {
         Some(choice) if choice == "checked-in" => ImageChoice::CheckedIn,
         _ => ImageChoice::Auto,
     };
+    let float_products = match std::env::var_os("PRIMAL_CUBLAS") {
+        Some(choice) if choice == "on" => FloatProducts::Cublas,
+        _ => FloatProducts::Kernels,
+    };
     let is_off = |variable| std::env::var_os(variable).is_some_and(|it| it == "off");
     let device = Device::open(OpenOptions {
         ordinal,
         image,
         separate_buffers: is_off("PRIMAL_GPU_POOL"),
         without_tensor_cores: is_off("PRIMAL_TENSOR_CORES"),
+        float_products,
     })?;
     if let Some(notice) = device.notice() {
         tracing::warn!(

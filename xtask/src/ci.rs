@@ -107,9 +107,12 @@ fn clippy() -> Result<()> {
 }
 
 fn clippy_cuda() -> Result<()> {
-    for feature in ["cuda", "nccl"] {
+    // What a GPU takes alone, then all that it can have.
+    for chosen in [&["cuda"] as &[&str], &["nccl", "cublas"]] {
         let packages = ["primal-cli", "primal-model", "primal-kernels"];
-        let features = packages.map(|package| format!("{package}/{feature}"));
+        let features = chosen.iter();
+        let features = features.flat_map(|it| packages.map(|package| format!("{package}/{it}")));
+        let features: Vec<String> = features.collect();
         let mut command = cargo();
         command.args(["clippy", "--all-targets", "--locked"]);
         for package in packages {

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::tools::{capture, cargo};
 
 /// Every crate of the workspace and the crates of ours that it may use.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("primal-lut", &[]),
     ("primal-kernels", &["primal-lut"]),
     ("primal-optim", &["primal-lut", "primal-kernels"]),
@@ -37,10 +37,11 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ("xtask", &[]),
     ("ptx-interpreter", &[]),
     ("cuda-standin", &["ptx-interpreter"]),
+    ("cublas-standin", &[]),
 ];
 
 /// Crates that stand in for hardware in tests: anybody's dev-dependency, nobody's dependency.
-const FOR_TESTS: [&str; 1] = ["cuda-standin"];
+const FOR_TESTS: [&str; 2] = ["cuda-standin", "cublas-standin"];
 
 /// What `cargo metadata` says of the workspace.
 #[derive(Deserialize)]

@@ -72,12 +72,17 @@ struct Usage {
 /// Every kernel on the stand-in device against the processor's, whole training runs, on several GPUs
 /// too, and texts.
 pub fn stand_in() -> Result<()> {
-    let kernels = ["cuda_layers", "cuda_votes", "cuda_memory", "cuda_nccl"]
-        .map(|test| ["--test", test])
-        .concat();
+    let kernels = [
+        "cuda_layers",
+        "cuda_votes",
+        "cuda_memory",
+        "cuda_nccl",
+        "cuda_cublas",
+    ];
+    let kernels = kernels.map(|test| ["--test", test]).concat();
     let test = || {
         let mut command = cargo();
-        command.args(["test", "--locked", "--features", "nccl"]);
+        command.args(["test", "--locked", "--features", "nccl,cublas"]);
         command
     };
     execute(test().args(["-p", "primal-kernels", "--lib"]).args(kernels))?;

@@ -11,7 +11,7 @@ use crate::dependencies::metadata;
 const MAX_LINES: usize = 800;
 
 /// Crates that may hold `unsafe`: the kernels, and the stand-in driver with its C functions.
-const UNSAFE_CRATES: [&str; 2] = ["primal-kernels", "cuda-standin"];
+const UNSAFE_CRATES: [&str; 3] = ["primal-kernels", "cuda-standin", "cublas-standin"];
 
 /// Marks of unfinished work, cut in two so that this file does not carry them.
 const UNFINISHED: [&str; 3] = [

@@ -44,6 +44,8 @@ struct Cuda {
     nvrtc: Option<String>,
     /// Version and file of what several GPUs exchange by, in a build that knows it.
     nccl: Option<String>,
+    /// Version of cuBLAS, in a build that can use it.
+    cublas: Option<String>,
     /// Where compiled kernels are kept.
     cache: Option<String>,
     /// Each with the command that gets it.
@@ -74,6 +76,7 @@ impl Cuda {
             devices: found.devices.into_iter().map(gpu).collect(),
             nvrtc: found.nvrtc.map(library),
             nccl: found.nccl.map(library),
+            cublas: found.cublas,
             cache: found.cache,
             missing: found.missing,
         }
@@ -102,6 +105,11 @@ impl Cuda {
         }));
         lines.extend(self.nvrtc.iter().map(|nvrtc| format!("NVRTC {nvrtc}")));
         lines.extend(self.nccl.iter().map(|nccl| format!("NCCL {nccl}")));
+        lines.extend(
+            self.cublas
+                .iter()
+                .map(|version| format!("cuBLAS {version}")),
+        );
         lines.extend(
             self.cache
                 .iter()

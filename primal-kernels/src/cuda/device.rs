@@ -7,11 +7,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, result, sys};
 
+use super::cublas::Cublas;
 use super::error::CudaError;
 use super::image::{Image, ImageChoice};
 use super::pool::Pool;
 use super::probe::{device_count, driver_version};
 use super::source::Unit;
+
+/// What multiplies matrices of float32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FloatProducts {
+    /// PRIMAL's own kernels: the same bits on every card.
+    #[default]
+    Kernels,
+    /// cuBLAS: bits of its own, which depend on the card and on its version.
+    Cublas,
+}
 
 /// Which GPU, and which form of the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +36,8 @@ pub struct OpenOptions {
     pub separate_buffers: bool,
     /// Whether products in int8 go by dp4a also on a card with tensor cores. The bits are the same.
     pub without_tensor_cores: bool,
+    /// What multiplies matrices of float32.
+    pub float_products: FloatProducts,
 }
 
 /// An open GPU. Clones are the same device.
@@ -46,6 +59,8 @@ struct Inner {
     /// Why the kernels were not compiled for this very card.
     notice: Option<String>,
     separate_buffers: bool,
+    /// Multiplies matrices of float32, if asked to.
+    cublas: Option<Cublas>,
     /// Bytes of all pools, and of buffers outside of them.
     allocated: AtomicU64,
 }
@@ -86,6 +101,11 @@ impl Device {
         if capability < Unit::Kernels.oldest() {
             return Err(CudaError::TooOld { name, capability });
         }
+        // The context is bound since it came.
+        let cublas = match options.float_products {
+            FloatProducts::Kernels => None,
+            FloatProducts::Cublas => Some(Cublas::open()?),
+        };
         let choice = options.image;
         let (candidates, missing) = Image::candidates(Unit::Kernels, choice, capability)?;
         let mut tried = Vec::new();
@@ -113,6 +133,7 @@ impl Device {
                 image: (image.architecture, image.origin),
                 notice: Some(notice).filter(|it| !it.is_empty()),
                 separate_buffers: options.separate_buffers,
+                cublas,
                 allocated: AtomicU64::new(0),
             }),
             pool: None,
@@ -132,6 +153,15 @@ impl Device {
     /// Whether products of matrices in int8 go by tensor cores.
     pub fn uses_tensor_cores(&self) -> bool {
         self.inner.modules.len() > 1
+    }
+
+    /// What multiplies matrices of float32, with the device bound; `None` for the kernels.
+    pub(crate) fn cublas(&self) -> Result<Option<&Cublas>, CudaError> {
+        let Some(cublas) = &self.inner.cublas else {
+            return Ok(None);
+        };
+        self.bind()?;
+        Ok(Some(cublas))
     }
 
     /// Architecture and origin of the kernels.
@@ -293,6 +323,8 @@ impl Device {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
+            // Before its context goes.
+            drop(self.cublas.take());
             for &module in &self.modules {
                 // SAFETY: nobody has the module's functions any more. A context that crashed
                 // cannot unload it, and needs not.

@@ -53,6 +53,9 @@ pub enum CudaError {
     /// The sources do not compile.
     #[error("the kernels do not compile:\n{0}")]
     Compile(String),
+    /// cuBLAS, which was asked for, cannot be used.
+    #[error("no cuBLAS: {0}")]
+    NoCublas(&'static str),
     /// The device's memory is used up.
     #[error(
         "out of GPU memory: {what} needs {bytes} bytes, {free} of {total} are free; hint: a smaller --batch, or more --micro-batches, to train; --backend cpu to generate"

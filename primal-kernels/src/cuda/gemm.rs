@@ -1,6 +1,6 @@
 //! Dense float32 products. An element is one chain of fused multiply-adds over the depth in
 //! ascending order: the bits do not depend on the tile, and equal the CPU's where its own product
-//! runs the same chain.
+//! runs the same chain. With cuBLAS, where a device was opened so, they are what that makes them.
 
 use super::buffer::View;
 use super::device::{Device, THREADS, launch};
@@ -26,34 +26,60 @@ pub(crate) fn tile(rows: usize, cols: usize) -> usize {
     }
 }
 
-/// Names of a product's kernels by tile.
-struct Kernels {
-    small: &'static str,
-    large: &'static str,
+/// Which operand of a product is transposed, in row-major terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// a bᵀ.
+    Nt,
+    /// a b.
+    Nn,
+    /// aᵀ b.
+    Tn,
 }
 
-/// Sizes, strides and mode of a product c (rows, cols) (+)= a (rows, depth) b (depth, cols).
-struct Product {
-    rows: usize,
-    cols: usize,
-    depth: usize,
-    strides: [usize; 3],
-    chunk: i32,
-    accumulate: bool,
+impl Form {
+    /// Names of the kernels: of the small tile, of the large one.
+    fn kernels(self) -> [&'static str; 2] {
+        match self {
+            Form::Nt => ["gemm_nt_64", "gemm_nt_128"],
+            Form::Nn => ["gemm_nn_64", "gemm_nn_128"],
+            Form::Tn => ["gemm_tn_64", "gemm_tn_128"],
+        }
+    }
+
+    /// Whether the summands of an element lie together in a row of a, and of b.
+    #[cfg(feature = "cublas")]
+    pub(crate) fn summands_together(self) -> (bool, bool) {
+        match self {
+            Form::Nt => (true, true),
+            Form::Nn => (true, false),
+            Form::Tn => (false, false),
+        }
+    }
+}
+
+/// Form, sizes, strides and mode of a product c (rows, cols) (+)= a (rows, depth) b (depth, cols).
+pub(crate) struct Product {
+    pub(crate) form: Form,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) depth: usize,
+    /// Elements from row to row of a, b and c as they are stored.
+    pub(crate) strides: [usize; 3],
+    /// Summands of one chain, 0 for all.
+    pub(crate) chunk: i32,
+    pub(crate) accumulate: bool,
 }
 
 impl Product {
-    fn run(
-        &self,
-        device: &Device,
-        kernels: &Kernels,
-        [a, b, c]: [u64; 3],
-    ) -> Result<(), CudaError> {
+    fn run(&self, device: &Device, [a, b, c]: [u64; 3]) -> Result<(), CudaError> {
+        if let Some(cublas) = device.cublas()? {
+            // SAFETY: the callers check the lengths of the buffers, and the device is bound.
+            return unsafe { cublas.multiply(self, [a, b, c]) };
+        }
         let tile = tile(self.rows, self.cols);
-        let kernel = match tile {
-            LARGE_TILE => kernels.large,
-            _ => kernels.small,
-        };
+        let [small, large] = self.form.kernels();
+        let kernel = if tile == LARGE_TILE { large } else { small };
         let [a_stride, b_stride, c_stride] = self.strides.map(|stride| stride as i32);
         launch!(
             device,
@@ -88,6 +114,7 @@ pub fn matmul_nt(
 ) -> Result<(), CudaError> {
     assert!(m > 0 && k > 0, "sizes are not 0");
     let product = Product {
+        form: Form::Nt,
         rows: n,
         cols: m,
         depth: k,
@@ -95,16 +122,12 @@ pub fn matmul_nt(
         chunk: 0,
         accumulate,
     };
-    let kernels = Kernels {
-        small: "gemm_nt_64",
-        large: "gemm_nt_128",
-    };
     let operands = [
         x.of(n * k, "x is (n, k)"),
         w.of(m * k, "w is (m, k)"),
         y.of(n * m, "y is (n, m)"),
     ];
-    product.run(y.device, &kernels, operands)
+    product.run(y.device, operands)
 }
 
 /// dx = dy w, or dx += dy w: dy (n, m), w (m, k), dx (n, k).
@@ -120,6 +143,7 @@ pub fn matmul_nn(
 ) -> Result<(), CudaError> {
     assert!(m > 0 && k > 0, "sizes are not 0");
     let product = Product {
+        form: Form::Nn,
         rows: n,
         cols: k,
         depth: m,
@@ -127,16 +151,12 @@ pub fn matmul_nn(
         chunk: 0,
         accumulate,
     };
-    let kernels = Kernels {
-        small: "gemm_nn_64",
-        large: "gemm_nn_128",
-    };
     let operands = [
         dy.of(n * m, "dy is (n, m)"),
         w.of(m * k, "w is (m, k)"),
         dx.of(n * k, "dx is (n, k)"),
     ];
-    product.run(dx.device, &kernels, operands)
+    product.run(dx.device, operands)
 }
 
 /// A tile of a weight gradient: out (rows, k) = dy[:, first..first + rows]ᵀ x with dy (n, m),
@@ -154,6 +174,7 @@ pub fn matmul_tn(
 ) -> Result<(), CudaError> {
     assert!(n > 0 && first + rows <= m, "rows of {m}");
     let product = Product {
+        form: Form::Tn,
         rows,
         cols: k,
         depth: n,
@@ -161,14 +182,10 @@ pub fn matmul_tn(
         chunk: CHUNK_DEPTH,
         accumulate: false,
     };
-    let kernels = Kernels {
-        small: "gemm_tn_64",
-        large: "gemm_tn_128",
-    };
     let operands = [
         dy.of(n * m, "dy is (n, m)") + 4 * first as u64,
         x.of(n * k, "x is (n, k)"),
         out.of(rows * k, "out is (rows, k)"),
     ];
-    product.run(out.device, &kernels, operands)
+    product.run(out.device, operands)
 }

@@ -20,6 +20,8 @@ pub struct CudaReport {
     pub nvrtc: Option<(String, String)>,
     /// Version and file of NCCL, in a build that knows several GPUs.
     pub nccl: Option<(String, String)>,
+    /// Version of cuBLAS, in a build that can use it.
+    pub cublas: Option<String>,
     /// Where compiled kernels are kept.
     pub cache: Option<String>,
     /// What is missing, each with what to do.
@@ -53,6 +55,11 @@ pub fn report() -> CudaReport {
     #[cfg(feature = "nccl")]
     match Nccl::find() {
         Ok(nccl) => report.nccl = Some((nccl.version_name(), nccl.path.display().to_string())),
+        Err(error) => report.missing.push(error.to_string()),
+    }
+    #[cfg(feature = "cublas")]
+    match super::cublas::version() {
+        Ok(version) => report.cublas = Some(version),
         Err(error) => report.missing.push(error.to_string()),
     }
     report
