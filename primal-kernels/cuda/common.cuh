@@ -33,6 +33,12 @@ DEVICE float sum_lanes(float x) {
     return x;
 }
 
+// For integers, which any order adds up alike.
+template <class T> DEVICE T total_of_lanes(T x) {
+    for (int half = 8; half > 0; half /= 2) x += __shfl_xor_sync(half_mask(), x, half, LANES);
+    return x;
+}
+
 // The CPU lanes' own order of operands: b where either is NaN, and for equal zeros.
 DEVICE float max_of(float a, float b) { return a > b ? a : b; }
 DEVICE float min_of(float a, float b) { return a < b ? a : b; }

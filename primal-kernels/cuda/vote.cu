@@ -197,6 +197,38 @@ KERNEL __launch_bounds__(256) end_votes(Ballots b, int rows, int cols) {
     }
 }
 
+// A row of codes that a half-warp changes: a lane has a column of every vector of sixteen, so
+// neighbouring lanes share a byte.
+struct CodeRow {
+    u8* nibbles;  // (row_bytes)
+    u8* high;     // (high_row_bytes), null for a narrow grid
+    int row_bytes, high_row_bytes;
+
+    DEVICE CodeRow(const Weights& w, u8* all_nibbles, u8* all_high, size_t row)
+        : nibbles(all_nibbles + row * w.row_bytes),
+          high(all_high ? all_high + row * w.high_row_bytes : all_high),
+          row_bytes(w.row_bytes), high_row_bytes(w.high_row_bytes) {}
+
+    // Codes behind the last column fill its byte; they stay.
+    DEVICE int load(int c) const {
+        int code = 0;
+        if (c / 2 < row_bytes) code = (nibbles[c / 2] >> (c % 2 * 4)) & 15;
+        if (high && c / 8 < high_row_bytes) code |= ((high[c / 8] >> (c % 8)) & 1) << 4;
+        return code;
+    }
+    // All lanes store their columns at once; `real` says whether there is such a column.
+    DEVICE void store(int c, int code, bool real) const {
+        // The whole half-warp has read its codes before any of them changes.
+        u32 mask = half_mask();
+        int neighbour = __shfl_xor_sync(mask, code, 1, LANES);
+        u32 bits = __ballot_sync(mask, code & 16) >> (threadIdx.x & 16);
+        if (!real) return;
+        int lane = c % LANES;
+        if (lane % 2 == 0) nibbles[c / 2] = (u8)((code & 15) | (neighbour & 15) << 4);
+        if (high && lane % 8 == 0) high[c / 8] = (u8)(bits >> lane);
+    }
+};
+
 // Counts every row: votes into the ballot, leak, flip where the threshold is reached. Half a warp
 // a row; a lane has a column of every vector, neighbouring lanes share a byte of codes.
 // thresholds: (2, 32), down then up, none as a number that no ballot reaches.
@@ -208,8 +240,7 @@ KERNEL __launch_bounds__(256)
     __syncthreads();
     int row = half_warp_row(), lane = lane_of_row(), cols = w.cols;
     if (row >= rows) return;
-    nibbles += (size_t)row * w.row_bytes;
-    if (high) high += (size_t)row * w.high_row_bytes;
+    CodeRow codes(w, nibbles, high, row);
     u32 flips = 0;
     u64 votes_sq = 0;
     for (int block = 0; block * 128 < cols; ++block) {
@@ -220,10 +251,7 @@ KERNEL __launch_bounds__(256)
             if (first >= cols) break;
             bool real = c < cols;
             size_t element = (size_t)row * cols + c;
-            int code = 0, ballot = 0;
-            // Codes behind the last column fill its byte; they stay.
-            if (c / 2 < w.row_bytes) code = (nibbles[c / 2] >> (c % 2 * 4)) & 15;
-            if (high && c / 8 < w.high_row_bytes) code |= ((high[c / 8] >> (c % 8)) & 1) << 4;
+            int code = codes.load(c), ballot = 0;
             if (real) {
                 ballot = b.ballot[element];
                 if (b.votes) {
@@ -245,21 +273,12 @@ KERNEL __launch_bounds__(256)
                 code += sign | 1;
                 flips += 1;
             }
-            // The whole half-warp has read its codes before any of them changes.
-            u32 mask = half_mask();
-            int neighbour = __shfl_xor_sync(mask, code, 1, LANES);
-            u32 bits = __ballot_sync(mask, code & 16) >> (threadIdx.x & 16);
-            if (real) {
-                b.ballot[element] = (i8)(((int)size ^ sign) - sign);
-                if (lane % 2 == 0) nibbles[c / 2] = (u8)((code & 15) | (neighbour & 15) << 4);
-                if (high && lane % 8 == 0) high[c / 8] = (u8)(bits >> lane);
-            }
+            if (real) b.ballot[element] = (i8)(((int)size ^ sign) - sign);
+            codes.store(c, code, real);
         }
     }
-    for (int half = 8; half > 0; half /= 2) {
-        flips += __shfl_xor_sync(half_mask(), flips, half, LANES);
-        votes_sq += __shfl_xor_sync(half_mask(), votes_sq, half, LANES);
-    }
+    flips = total_of_lanes(flips);
+    votes_sq = total_of_lanes(votes_sq);
     if (lane == 0) {
         atomicAdd(&b.counted[0], (u64)flips);
         atomicAdd(&b.counted[1], votes_sq);

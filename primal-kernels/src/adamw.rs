@@ -52,6 +52,11 @@ pub fn sum_squares(isa: Isa, x: &[f32]) -> f64 {
     dispatch!(isa, sum_squares_lanes(x))
 }
 
+/// √(Σ x² / n) by [`sum_squares`]; `x` is not empty.
+pub fn root_mean_square(isa: Isa, x: &[f32]) -> f32 {
+    (sum_squares(isa, x) as f32 / x.len() as f32).sqrt()
+}
+
 /// x *= factor.
 pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
     dispatch!(isa, scale_lanes(x, factor));

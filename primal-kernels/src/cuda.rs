@@ -29,6 +29,7 @@ mod norm;
 mod nvrtc;
 mod pool;
 mod probe;
+mod rules;
 mod sampling;
 mod source;
 mod vote;
@@ -56,6 +57,10 @@ pub use nccl::{Clique, Nccl, Queue};
 pub use norm::{NormSizes, fold_column_sums, norm_backward, norm_forward};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use probe::{CudaReport, device_count, report};
+pub use rules::{
+    ClassicVotes, Counter, Snap, cast_classic, count_classic, keep_gradient, scale_gradient,
+    snap_rows,
+};
 pub use sampling::Sampler;
 pub use source::{OPTIONS, Unit};
 pub use vote::{

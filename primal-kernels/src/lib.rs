@@ -76,7 +76,7 @@ mod test_support;
 mod vote;
 
 pub use act::{add, add_bias, gelu, gelu_backward, gelu_in_place, sum_rows};
-pub use adamw::{AdamStep, adamw, all_finite, scale, sum_squares};
+pub use adamw::{AdamStep, adamw, all_finite, root_mean_square, scale, sum_squares};
 pub use attention::{
     AttentionShape, CacheKind, KvCache, attention, attention_backward, attention_cached,
 };
@@ -105,6 +105,7 @@ pub use sampling::{NoToken, TokenChoice, TokenChooser};
 pub use signal::Signal;
 pub use swiglu::{swiglu, swiglu_backward};
 pub use vote::{
-    CastStats, CountStats, FlipTable, RowStats, VoteRng, cast_votes_i8, cast_votes_i16,
-    count_classic_row, count_row, gradient_row_stats, philox4x32, uniform16,
+    CastStats, CountStats, FlipTable, GradientSizes, RowStats, VoteRng, cast_classic,
+    cast_votes_i8, cast_votes_i16, count_classic_row, count_row, gradient_row_stats, philox4x32,
+    uniform16,
 };

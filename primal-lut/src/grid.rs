@@ -192,6 +192,11 @@ impl Grid {
         &self.0.table
     }
 
+    /// Midpoints between neighbouring values, from zero outward: `len / 2` of them.
+    pub fn midpoints(&self) -> &[f64] {
+        &self.0.midpoints
+    }
+
     /// The value of a code, `None` for an invalid code.
     pub fn value(&self, code: Code) -> Option<f32> {
         self.0.values.get(usize::from(code)).copied()

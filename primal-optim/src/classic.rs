@@ -7,13 +7,13 @@
 
 use std::ops::Range;
 
-use primal_kernels::{VoteRng, count_classic_row};
+use primal_kernels::{GradientSizes, VoteRng, cast_classic, count_classic_row};
 use primal_lut::QuantMatrix;
 
 use crate::StepContext;
 
 /// Random stream of the flips.
-const FLIP_STREAM: u8 = 2;
+pub const FLIP_STREAM: u8 = 2;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Classic {
@@ -21,6 +21,7 @@ pub(crate) struct Classic {
     pub(crate) grad: Vec<f32>,
     /// (rows, cols) i16.
     pub(crate) votes: Vec<i16>,
+    cols: usize,
 }
 
 impl Classic {
@@ -28,26 +29,18 @@ impl Classic {
         Classic {
             grad: vec![0.0; rows * cols],
             votes: vec![0; rows * cols],
+            cols,
         }
     }
 
     /// Casts the votes of the micro-batch whose gradient was kept.
     pub(crate) fn end_micro_batch(&mut self, ctx: &StepContext<'_>) {
-        let n = self.grad.len().max(1) as f64;
-        // One fixed order: a threshold taken from a float mean depends on the reduction tree.
-        let (mut sum, mut sum_sq) = (0.0f64, 0.0f64);
-        for &g in &self.grad {
-            sum += f64::from(g.abs());
-            sum_sq += f64::from(g) * f64::from(g);
+        let mut sizes = GradientSizes::default();
+        for row in self.grad.chunks_exact(self.cols) {
+            sizes.add_row(ctx.isa, row);
         }
-        let mean = sum / n;
-        let std = (sum_sq / n - mean * mean).max(0.0).sqrt();
-        let threshold = (mean + f64::from(ctx.config.classic_k) * std) as f32;
-        for (vote, &g) in self.votes.iter_mut().zip(&self.grad) {
-            if g.abs() > threshold {
-                *vote = vote.saturating_sub(g.signum() as i16);
-            }
-        }
+        let threshold = sizes.threshold(ctx.config.classic_k);
+        cast_classic(&self.grad, threshold, &mut self.votes);
     }
 
     /// Flips by the summed votes of `rows` and clears them. Returns the flips.

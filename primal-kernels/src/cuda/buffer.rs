@@ -76,34 +76,13 @@ impl<T: Pod> Buffer<T> {
 
     /// Sets every byte to zero.
     pub fn clear(&mut self) -> Result<(), CudaError> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        self.device.bind()?;
-        // SAFETY: the buffer is this long.
-        let code =
-            unsafe { sys::cuMemsetD8Async(self.address, 0, self.bytes(), std::ptr::null_mut()) };
-        check("cuMemsetD8Async", code)
+        self.view(..).clear()
     }
 
     /// Copies `values`, at most as many as fit, to the front. Returns when they may be changed.
     pub fn upload(&mut self, values: &[T]) -> Result<(), CudaError> {
         assert!(values.len() <= self.len, "{} of {}", values.len(), self.len);
-        if values.is_empty() {
-            return Ok(());
-        }
-        self.device.bind()?;
-        let from: &[u8] = bytemuck::cast_slice(values);
-        // SAFETY: both are this long; pageable memory is copied before the call returns.
-        let code = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(
-                self.address,
-                from.as_ptr().cast(),
-                from.len(),
-                std::ptr::null_mut(),
-            )
-        };
-        check("cuMemcpyHtoDAsync", code)
+        self.view(..values.len()).upload(values)
     }
 
     /// Queues a copy from pinned memory to the front; `from` must not change until the device
@@ -121,22 +100,7 @@ impl<T: Pod> Buffer<T> {
     /// Copies the front to `values`, once everything queued has run.
     pub fn download(&self, values: &mut [T]) -> Result<(), CudaError> {
         assert!(values.len() <= self.len, "{} of {}", values.len(), self.len);
-        if values.is_empty() {
-            return Ok(());
-        }
-        self.device.bind()?;
-        let to: &mut [u8] = bytemuck::cast_slice_mut(values);
-        // SAFETY: both are this long, and the stream is waited for before `to` is used.
-        let code = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(
-                to.as_mut_ptr().cast(),
-                self.address,
-                to.len(),
-                std::ptr::null_mut(),
-            )
-        };
-        check("cuMemcpyDtoHAsync", code)?;
-        self.device.synchronise()
+        self.view(..values.len()).download(values)
     }
 
     /// [`Buffer::download`] of the whole.
@@ -191,8 +155,8 @@ impl<T: Pod> Buffer<T> {
     }
 }
 
-/// A place in device memory. Kernels run in the order they were queued, so two views of the same
-/// elements are no aliasing: nothing of the host reads or writes through them.
+/// A place in device memory. Kernels and copies run in the order they were queued, so two views of
+/// the same elements are no aliasing.
 #[derive(Debug)]
 pub struct View<'a, T> {
     pub(crate) device: &'a Device,
@@ -262,6 +226,67 @@ impl<'a> View<'a, i16> {
             len: self.len / 2,
             element: PhantomData,
         }
+    }
+}
+
+impl<T: Pod> View<'_, T> {
+    /// Sets every byte to zero.
+    pub fn clear(self) -> Result<(), CudaError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let bytes = self.len * size_of::<T>();
+        // SAFETY: a view is within its buffer.
+        let code = unsafe { sys::cuMemsetD8Async(self.address, 0, bytes, std::ptr::null_mut()) };
+        check("cuMemsetD8Async", code)
+    }
+
+    /// Copies as many `values` as there are elements. Returns when they may be changed.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn upload(self, values: &[T]) -> Result<(), CudaError> {
+        assert_eq!(values.len(), self.len, "a value an element");
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let from: &[u8] = bytemuck::cast_slice(values);
+        // SAFETY: both are this long; pageable memory is copied before the call returns.
+        let code = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                self.address,
+                from.as_ptr().cast(),
+                from.len(),
+                std::ptr::null_mut(),
+            )
+        };
+        check("cuMemcpyHtoDAsync", code)
+    }
+
+    /// Copies the elements to as many `values`, once everything queued has run.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn download(self, values: &mut [T]) -> Result<(), CudaError> {
+        assert_eq!(values.len(), self.len, "a value an element");
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let to: &mut [u8] = bytemuck::cast_slice_mut(values);
+        // SAFETY: both are this long, and the stream is waited for before `to` is used.
+        let code = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(
+                to.as_mut_ptr().cast(),
+                self.address,
+                to.len(),
+                std::ptr::null_mut(),
+            )
+        };
+        check("cuMemcpyDtoHAsync", code)?;
+        self.device.synchronise()
     }
 }
 

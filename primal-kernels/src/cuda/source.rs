@@ -28,7 +28,7 @@ const MIN_COLUMN: f32 = 1e-6;
 const COMMON: (&str, &str) = ("common.cuh", include_str!("../../cuda/common.cuh"));
 const INT8: (&str, &str) = ("int8.cuh", include_str!("../../cuda/int8.cuh"));
 
-const KERNELS: [(&str, &str); 12] = [
+const KERNELS: [(&str, &str); 13] = [
     COMMON,
     ("weights.cu", include_str!("../../cuda/weights.cu")),
     ("gemm.cu", include_str!("../../cuda/gemm.cu")),
@@ -37,6 +37,7 @@ const KERNELS: [(&str, &str); 12] = [
     ("attention.cu", include_str!("../../cuda/attention.cu")),
     ("loss.cu", include_str!("../../cuda/loss.cu")),
     ("vote.cu", include_str!("../../cuda/vote.cu")),
+    ("rules.cu", include_str!("../../cuda/rules.cu")),
     INT8,
     ("int8.cu", include_str!("../../cuda/int8.cu")),
     ("sample.cu", include_str!("../../cuda/sample.cu")),
@@ -121,6 +122,7 @@ fn prelude() -> String {
     define("WIDE_VOTE_LIMIT", i16::MAX.to_string());
     define("TILE_ROWS", GRADIENT_TILE_ROWS.to_string());
     define("SUM_BLOCK_ROWS", BLOCK_ROWS.to_string());
+    define("SUM_SQUARES_BLOCK", SUM_SQUARES_BLOCK.to_string());
     define("ATTENTION_TILE", TILE.to_string());
     define("IGNORED_TARGET", format!("{IGNORED:#x}u"));
     define("NO_TOKEN", format!("{NO_TOKEN:#x}u"));
@@ -130,6 +132,7 @@ fn prelude() -> String {
         ("GELU_CUBE", GELU_CUBE),
         ("MIN_COLUMN", MIN_COLUMN),
         ("SAMPLE_WEIGHT", WEIGHT),
+        ("SMALLEST_SCALE", f32::MIN_POSITIVE),
     ] {
         // The bits, so that nothing depends on how decimals are read.
         define(

@@ -121,13 +121,13 @@ struct RawBallots {
 /// The `VoteRng` of common.cuh.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct RawRng {
+pub(super) struct RawRng {
     key: [u32; 2],
     step: u32,
     place: u32,
 }
 
-fn raw_rng(rng: &VoteRng) -> RawRng {
+pub(super) fn raw_rng(rng: &VoteRng) -> RawRng {
     let [_, step, place] = rng.counter_words(0);
     RawRng {
         key: rng.key(),

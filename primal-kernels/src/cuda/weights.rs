@@ -24,8 +24,8 @@ pub struct DeviceWeights {
     int8_grid: Option<Arc<DeviceInt8Grid>>,
     /// What holds the (rows, groups) f32 scales, and where they begin.
     scales: (Arc<Buffer<f32>>, usize),
-    /// (rows, cols) f32 of a float matrix, else empty.
-    dense: Arc<Buffer<f32>>,
+    /// What holds the (rows, cols) f32 of a float matrix, and where they begin.
+    dense: Option<(Arc<Buffer<f32>>, usize)>,
     rows: usize,
     cols: usize,
     row_bytes: usize,
@@ -96,7 +96,7 @@ impl DeviceWeights {
             high: Arc::new(Buffer::from_slice(device, high, what)?),
             table: Arc::new(Buffer::from_slice(device, matrix.grid().table(), what)?),
             scales: (scales, first_scale),
-            dense: Arc::new(Buffer::zeros(device, 0, what)?),
+            dense: None,
             rows: matrix.rows(),
             cols: matrix.cols(),
             row_bytes: matrix.row_bytes(),
@@ -114,15 +114,30 @@ impl DeviceWeights {
         what: &str,
     ) -> Result<Self, CudaError> {
         assert_eq!(values.len(), rows * cols, "values of {what}");
-        let none = Arc::new(Buffer::zeros(device, 0, what)?);
-        let no_codes = Arc::new(Buffer::zeros(device, 0, what)?);
+        let values = Buffer::from_slice(device, values, what)?;
+        DeviceWeights::dense_in(Arc::new(values), 0, (rows, cols))
+    }
+
+    /// A float matrix whose (rows, cols) values, row-major, lie in `values` from `first` on.
+    ///
+    /// # Panics
+    /// If they end beyond it.
+    pub fn dense_in(
+        values: Arc<Buffer<f32>>,
+        first: usize,
+        (rows, cols): (usize, usize),
+    ) -> Result<Self, CudaError> {
+        assert!(first + rows * cols <= values.len(), "values of a matrix");
+        let device = values.device();
+        let none = Arc::new(Buffer::zeros(device, 0, "no scales")?);
+        let no_codes = Arc::new(Buffer::zeros(device, 0, "no codes")?);
         Ok(DeviceWeights {
             nibbles: Arc::clone(&no_codes),
             high: no_codes,
             table: Arc::clone(&none),
             int8_grid: None,
             scales: (none, 0),
-            dense: Arc::new(Buffer::from_slice(device, values, what)?),
+            dense: Some((values, first)),
             rows,
             cols,
             row_bytes: 0,
@@ -144,7 +159,13 @@ impl DeviceWeights {
 
     /// Whether it has codes.
     pub fn is_on_grid(&self) -> bool {
-        self.dense.is_empty()
+        self.dense.is_none()
+    }
+
+    /// The values of some rows of a float matrix, (rows, cols) f32; `None` of one with codes.
+    pub fn dense_rows(&self, rows: Range<usize>) -> Option<View<'_, f32>> {
+        let (values, first) = self.dense.as_ref()?;
+        Some(values.view(first + rows.start * self.cols..first + rows.end * self.cols))
     }
 
     /// The scales of some rows, (rows · groups) f32.
@@ -194,7 +215,9 @@ impl DeviceWeights {
             } else {
                 0
             },
-            dense: self.dense.view(..).address,
+            dense: self
+                .dense_rows(0..self.rows)
+                .map_or(0, |values| values.address),
             cols: self.cols as i32,
             row_bytes: self.row_bytes as i32,
             high_row_bytes: self.high_row_bytes as i32,

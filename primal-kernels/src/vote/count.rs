@@ -5,7 +5,7 @@ use primal_lut::Grid;
 use crate::isa::{Isa, dispatch};
 use crate::lanes::{LANES, Lanes};
 
-use super::rng::{BLOCK_COLS, BLOCK_VECTORS, Draws, VoteRng, uniform_block};
+use super::rng::{BLOCK_VECTORS, Draws, VoteRng};
 use super::{BALLOT_LIMIT, clamp};
 
 /// The whole of a ballot entry in [`count_row`]'s leak.
@@ -120,46 +120,7 @@ pub fn count_row(
     }
 }
 
-/// Counts a row by the rule `classic`: a weight with votes moves one rank by their sign with
-/// probability `p_q16` / 65536, unless it is at the end of the grid (code 0 or `last_code`).
-/// `votes` is (cols) i16 and is cleared; the planes are packed as in [`crate::decode_values`].
-/// Returns the number of flips.
-///
-/// # Panics
-/// If the lengths do not agree or a field of `rng` is out of its range.
-pub fn count_classic_row(
-    nibbles: &mut [u8],
-    mut high: Option<&mut [u8]>,
-    votes: &mut [i16],
-    last_code: u8,
-    p_q16: u32,
-    rng: &VoteRng,
-    row: u32,
-) -> u32 {
-    check_planes(nibbles, high.as_deref(), votes.len());
-    let mut flips = 0;
-    for (block, votes) in votes.chunks_mut(BLOCK_COLS).enumerate() {
-        let uniforms = uniform_block(rng, row, block as u32);
-        for (i, vote) in votes.iter_mut().enumerate() {
-            let vote = std::mem::take(vote);
-            if vote == 0 || u32::from(uniforms[i]) >= p_q16 {
-                continue;
-            }
-            let col = block * BLOCK_COLS + i;
-            let old = code_at(nibbles, high.as_deref(), col);
-            let new = if vote > 0 {
-                old.saturating_add(1).min(last_code)
-            } else {
-                old.saturating_sub(1)
-            };
-            flips += u32::from(new != old);
-            set_code(nibbles, high.as_deref_mut(), col, new);
-        }
-    }
-    flips
-}
-
-fn check_planes(nibbles: &[u8], high: Option<&[u8]>, cols: usize) {
+pub(super) fn check_planes(nibbles: &[u8], high: Option<&[u8]>, cols: usize) {
     assert_eq!(nibbles.len(), cols.div_ceil(2), "nibbles of {cols} columns");
     if let Some(high) = high {
         assert_eq!(high.len(), cols.div_ceil(8), "high bits of {cols} columns");

@@ -605,6 +605,52 @@ fn classic_flips_by_the_sign_at_its_rate() {
 }
 
 #[test]
+fn classic_votes_against_what_stands_out() {
+    for cols in LENGTHS {
+        let grad = noise(3 * cols, 8);
+        let mut sizes = GradientSizes::default();
+        for row in grad.chunks(cols.max(1)) {
+            sizes.add_row(Isa::available()[0], row);
+        }
+        for isa in Isa::available() {
+            let mut other = GradientSizes::default();
+            for row in grad.chunks(cols.max(1)) {
+                other.add_row(isa, row);
+            }
+            assert_eq!(sizes, other, "{}: {cols}", isa.name());
+        }
+        let n = grad.len().max(1) as f64;
+        let mean = grad.iter().map(|g| f64::from(g.abs())).sum::<f64>() / n;
+        let mean_sq = grad
+            .iter()
+            .map(|&g| f64::from(g) * f64::from(g))
+            .sum::<f64>()
+            / n;
+        let exact = mean + 0.5 * (mean_sq - mean * mean).max(0.0).sqrt();
+        let threshold = sizes.threshold(0.5);
+        // A spread of nothing is the square root of what rounding leaves.
+        assert!(
+            (f64::from(threshold) - exact).abs() < 1e-3,
+            "{cols}: {threshold} and {exact}"
+        );
+
+        let start: Vec<i16> = (0..grad.len())
+            .map(|i| [0, i16::MAX, i16::MIN][i % 3])
+            .collect();
+        let mut votes = start.clone();
+        cast_classic(&grad, threshold, &mut votes);
+        for ((vote, start), g) in votes.iter().zip(start).zip(&grad) {
+            let cast = if g.abs() <= threshold {
+                0
+            } else {
+                -g.signum() as i16
+            };
+            assert_eq!(*vote, start.saturating_add(cast));
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "high bits of 20 columns")]
 fn short_planes_are_refused() {
     let table = FlipTable::new(&Grid::fine(), 127);
