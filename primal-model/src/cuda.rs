@@ -11,17 +11,17 @@ mod generate;
 #[cfg(feature = "nccl")]
 mod group;
 mod layers;
+mod matrix;
 mod pass;
 mod state;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use primal_kernels::VoteRng;
 use primal_kernels::cuda::{
-    self, Buffer, CudaError, Device, FloatProducts, ImageChoice, OpenOptions, VoteSums,
+    Buffer, CudaError, Device, FloatProducts, ImageChoice, OpenOptions, VoteSums,
 };
-use primal_optim::{ConsensusStep, FlipStats, LEAK_STREAM, Rule, StepContext, adam_step};
+use primal_optim::{FlipStats, StepContext};
 
 use crate::config::{Compute, Config};
 use crate::engine::{Engine, GpuUse, Opened};
@@ -34,8 +34,9 @@ pub use generate::CudaInferenceModel;
 pub(crate) use generate::CudaReader;
 #[cfg(feature = "nccl")]
 pub(crate) use group::CudaGroup;
+use matrix::Matrix;
 use pass::{PassBuffers, Piece};
-use state::{FloatArena, Layout, Matrix};
+use state::{FloatArena, Layout};
 
 impl From<CudaError> for ModelError {
     fn from(error: CudaError) -> Self {
@@ -108,8 +109,6 @@ pub(crate) struct CudaModel {
     /// Set by a gradient that is not finite.
     bad: Buffer<u32>,
     buffers: PassBuffers,
-    /// Updates of the running statistics so far.
-    updates: f32,
 }
 
 impl CudaModel {
@@ -124,13 +123,7 @@ impl CudaModel {
 
     /// Refuses what a GPU does not train.
     fn check(config: &Config) -> Result<(), ModelError> {
-        if config.optim.rule != Rule::Consensus || !config.model.float_parts.is_empty() {
-            return Err(ModelError::Cuda(
-                "a GPU trains rule consensus with every matrix on the grid; hint: --backend cpu"
-                    .into(),
-            ));
-        }
-        if config.train.compute == Compute::Int8Blocks {
+        if config.resolved_compute() == Compute::Int8Blocks {
             return Err(ModelError::Cuda(
                 "a GPU does not compute in int8-blocks; hint: --set train.compute=int8".into(),
             ));
@@ -161,22 +154,15 @@ impl CudaModel {
         let arena = FloatArena::upload(&device, &layout, model)?;
         let many = config.train.micro_batches > 1;
         let matrices = state::upload_matrices(&device, &layout, &arena, model, many, &sums)?;
-        if matrices.len() != layout.matrices() {
-            return Err(ModelError::Cuda(
-                "a GPU trains every matrix of a model; hint: --backend cpu".into(),
-            ));
-        }
-        let updates = matrices.first().map_or(0.0, |matrix| matrix.updates);
         Ok(CudaModel {
             bad: Buffer::zeros(&device, 1, "flag")?,
-            buffers: PassBuffers::new(&device, config, model)?,
+            buffers: PassBuffers::new(&device, config, &layout, model)?,
             device,
             shape: *model.shape(),
             layout,
             matrices,
             arena,
             sums,
-            updates,
         })
     }
 
@@ -214,16 +200,6 @@ impl CudaModel {
             })
             .collect()
     }
-
-    fn rng(&self, ctx: &StepContext<'_>, stream: u8, tensor: u16, micro_batch: u16) -> VoteRng {
-        VoteRng {
-            seed: ctx.seed,
-            stream,
-            step: ctx.step,
-            tensor,
-            micro_batch,
-        }
-    }
 }
 
 impl Engine for CudaModel {
@@ -233,10 +209,10 @@ impl Engine for CudaModel {
 
     fn begin_step(&mut self, ctx: &StepContext<'_>) -> Result<(), ModelError> {
         for matrix in &self.matrices {
-            cuda::begin_votes(&matrix.ballots, ctx.micro_batches)?;
+            matrix.begin_step(ctx)?;
         }
-        self.bad.clear()?;
-        Ok(())
+        self.sums.counted.view(..).clear()?;
+        Ok(self.bad.clear()?)
     }
 
     fn forward_backward(
@@ -268,26 +244,14 @@ impl Engine for CudaModel {
 
     fn step(&mut self, ctx: &StepContext<'_>, grad_factor: f32) -> Result<FlipStats, ModelError> {
         let mut stats = FlipStats::default();
+        for matrix in &mut self.matrices {
+            matrix.count(ctx)?;
+            stats.weights += matrix.grid_weights();
+        }
+        self.arena.step(ctx, grad_factor)?;
         for matrix in &self.matrices {
-            let numbers = ConsensusStep::new(ctx, matrix.quantum, self.updates);
-            let rng = self.rng(ctx, LEAK_STREAM, matrix.tensor, 0);
-            cuda::count_votes(&matrix.ballots, &matrix.weights, numbers.leak_q24, &rng)?;
-            cuda::update_statistics(
-                &matrix.ballots,
-                ctx.config.stat_decay,
-                ctx.micro_batches,
-                f64::from(numbers.votes_per_unit),
-            )?;
-            stats.weights += (matrix.weights.rows() * matrix.weights.cols()) as u64;
+            matrix.follow(&self.arena)?;
         }
-        let lr = ctx.config.lr * ctx.rate;
-        let scales = 0..self.layout.scales;
-        let vectors = self.layout.scales..self.layout.floats;
-        for (part, rate) in [(scales, lr * ctx.config.scale_lr_ratio), (vectors, lr)] {
-            self.arena
-                .step(part, grad_factor, &adam_step(ctx, rate, 0.0))?;
-        }
-        self.updates += 1.0;
         let counted = self.sums.counted.to_vec()?;
         stats.flips = counted.chunks_exact(2).map(|pair| pair[0]).sum();
         Ok(stats)
@@ -295,7 +259,7 @@ impl Engine for CudaModel {
 
     fn discard(&mut self) -> Result<(), ModelError> {
         for matrix in &mut self.matrices {
-            matrix.ballots.discard()?;
+            matrix.discard()?;
         }
         Ok(self.arena.discard()?)
     }

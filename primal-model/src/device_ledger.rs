@@ -3,11 +3,11 @@
 
 use primal_kernels::{CacheKind, Int8Grid, VOCAB_TILE};
 use primal_lut::Grid;
-use primal_optim::TILE_ROWS;
+use primal_optim::{Rule, TILE_ROWS};
 
 use crate::config::Config;
 use crate::generate::{Generator, wide};
-use crate::ledger::{Ledger, PlannedMatrix, matrices, vector_weights};
+use crate::ledger::{Ledger, PlannedMatrix, learns, matrices, vector_weights};
 use crate::rope::Rope;
 use crate::sampling::REPEAT_WINDOW;
 use crate::shape::ModelShape;
@@ -28,8 +28,11 @@ const CHUNK_BYTES: u64 = 750 << 10;
 /// Where a buffer may begin, as primal-kernels places them in a pool.
 const ALIGNMENT: u64 = 32;
 
+/// The same in elements of the arena of float parameters, for its matrices.
+pub(crate) const ARENA_ALIGNMENT: usize = ALIGNMENT as usize / 4;
+
 /// Elements whose squares are added up in f32.
-const SQUARES_BLOCK: usize = 4096;
+const SQUARES_BLOCK: u64 = 4096;
 
 /// The token rows of a pass.
 pub(crate) fn pass_rows(config: &Config, shape: &ModelShape) -> usize {
@@ -51,11 +54,18 @@ pub(crate) fn widest_row(shape: &ModelShape) -> usize {
     qkv.max(out).max(up).max(down).max(shape.width)
 }
 
-/// Elements of the largest matrix of a block or tile of the head: what a product in float decodes.
-pub(crate) fn decoded_len(shape: &ModelShape) -> usize {
-    let sizes = shape.block_matrices().map(|(rows, cols)| rows * cols);
-    let tile = shape.vocab.min(VOCAB_TILE) * shape.width;
-    sizes.into_iter().fold(tile, usize::max)
+/// Elements of the largest matrix of a block or tile of the head that a product in float decodes:
+/// of those on a grid.
+pub(crate) fn decoded_len(config: &Config, shape: &ModelShape) -> usize {
+    let sizes = matrices(config, shape)
+        .into_iter()
+        .filter(|planned| planned.multiplied)
+        .filter(|planned| planned.training_grid(config.optim.rule).is_some())
+        .map(|planned| match (planned.layer, planned.size) {
+            (Some(_), (rows, cols)) => rows * cols,
+            (None, (rows, cols)) => rows.min(VOCAB_TILE) * cols,
+        });
+    sizes.fold(0, usize::max)
 }
 
 /// Longest rows that a product multiplies: inputs and gradients of layers, gradients of logits.
@@ -71,39 +81,33 @@ pub(crate) fn widest_matrix(shape: &ModelShape) -> usize {
 }
 
 impl Ledger {
-    /// The memory of a GPU that trains `config` by rule `consensus`, of each if there are several.
+    /// The memory of a GPU that trains `config`, of each if there are several.
     pub fn for_gpu_training(config: &Config, shape: &ModelShape) -> Ledger {
-        let many = config.train.micro_batches > 1;
         let all = matrices(config, shape);
-        let (mut codes, mut ballots, mut votes, mut statistics) = (0_u64, 0_u64, 0_u64, 0_u64);
-        let (mut scales, mut lines, mut pieces) = (0, 0, 0);
-        for PlannedMatrix { size, grid, .. } in &all {
-            let (rows, cols) = (size.0 as u64, size.1 as u64);
-            codes += grid.as_ref().map_or(0, |grid| code_bytes(grid, rows, cols));
-            ballots += rows * cols;
-            votes += if many {
-                2 * (rows * cols).next_multiple_of(2)
-            } else {
-                0
-            };
-            let tiles = rows.div_ceil(TILE_ROWS as u64);
-            statistics += 4 * (4 * rows + 3 * cols + tiles * cols + 4 + 64) + 2 * 8 + 2 * 8;
-            scales += rows;
-            lines += rows + cols;
-            pieces += rows.div_ceil(SQUARES_BLOCK as u64);
+        let mut bytes = TrainingBytes::default();
+        for planned in &all {
+            bytes.add_matrix(config, planned);
         }
         let vectors = vector_weights(shape);
-        for len in vector_lengths(shape) {
-            pieces += len.div_ceil(SQUARES_BLOCK as u64);
+        for (layer, len) in vector_lengths(shape) {
+            if learns(config, layer) {
+                bytes.pieces += len.div_ceil(SQUARES_BLOCK);
+            }
         }
         let mut ledger = Ledger::empty(0, 0);
-        ledger.row("weights: packed codes", codes);
-        ledger.row("ballots", ballots);
-        ledger.row("votes of a step", votes);
-        ledger.row("statistics of votes", statistics);
+        ledger.row("weights: packed codes", bytes.codes);
+        ledger.row("weights and scales that do not learn", bytes.still);
+        ledger.row("ballots", bytes.ballots);
+        ledger.row("votes of a step", bytes.votes);
+        ledger.row("gradients of a micro-batch", bytes.kept);
+        ledger.row("statistics of votes", bytes.statistics);
+        ledger.row(
+            "float matrices, gradients, moments",
+            16 * bytes.matrix_elements,
+        );
         ledger.row(
             "float state: scales, norms, gradients, moments",
-            16 * (scales + vectors) + 12 * pieces + 4,
+            16 * (bytes.scales + vectors) + 12 * bytes.pieces + 4,
         );
         ledger.row("angles of rotary positions", Rope::bytes(shape));
         for (what, bytes) in activations(config, shape) {
@@ -111,12 +115,12 @@ impl Ledger {
         }
         if config.train.gpus > 1 {
             // The float sums of a micro-batch of every GPU, and of the rounds so far.
-            let sums = 4 * (scales + vectors + lines) + 2 * 8 * all.len() as u64;
+            let sums = 4 * (bytes.scales + vectors + bytes.lines) + 2 * 8 * all.len() as u64;
             let copies = config.train.gpus as u64 + 1;
             ledger.row("exchange between GPUs", copies * sums);
         }
-        // A matrix has four buffers of codes and grid and thirteen for its votes, a block nine
-        // of activations and up to two streams; then arena, workspace, tokens, losses, exchange.
+        // A matrix has at most four buffers of codes and grid and thirteen for its votes, a block
+        // nine of activations and up to two streams; then arena, workspace, tokens, losses, exchange.
         let buffers = 17 * all.len() + (9 + 2) * shape.n_layer + 48;
         ledger.align("buffers", buffers);
         ledger
@@ -183,6 +187,77 @@ impl Ledger {
     }
 }
 
+/// What the parameters of a run take.
+#[derive(Default)]
+struct TrainingBytes {
+    codes: u64,
+    still: u64,
+    ballots: u64,
+    votes: u64,
+    /// Gradients that rule `classic` keeps.
+    kept: u64,
+    statistics: u64,
+    /// Elements of float matrices, and of those behind codes, that AdamW moves.
+    matrix_elements: u64,
+    /// Scales that it moves.
+    scales: u64,
+    /// Rows and columns of the matrices that vote by rule `consensus`.
+    lines: u64,
+    /// Pieces of the gradient whose squares are added up.
+    pieces: u64,
+}
+
+impl TrainingBytes {
+    fn add_matrix(&mut self, config: &Config, planned: &PlannedMatrix) {
+        let (rows, cols) = (planned.size.0 as u64, planned.size.1 as u64);
+        let elements = rows * cols;
+        // Flips, and a sum of squared votes; two sums of the cast.
+        self.statistics += 2 * 8 + 2 * 8;
+        let rule = config.optim.rule;
+        let grid = planned.training_grid(rule);
+        self.codes += grid.map_or(0, |grid| code_bytes(grid, rows, cols));
+        match (grid, rule) {
+            (grid, _) if !learns(config, planned.layer) => {
+                self.still += 4 * grid.map_or(elements, |_| rows);
+            }
+            (Some(_), Rule::Shadow) => {
+                self.still += 4 * rows;
+                self.add_float_matrix(elements);
+            }
+            (Some(_), _) => {
+                self.scales += rows;
+                self.pieces += rows.div_ceil(SQUARES_BLOCK);
+                match rule {
+                    Rule::Classic => {
+                        self.votes += 2 * elements;
+                        self.kept += 4 * elements;
+                        self.statistics += 4 * (2 * rows + 1);
+                    }
+                    Rule::Consensus => {
+                        let many = config.train.micro_batches > 1;
+                        let tiles = rows.div_ceil(TILE_ROWS as u64);
+                        self.ballots += elements;
+                        self.votes += if many {
+                            2 * elements.next_multiple_of(2)
+                        } else {
+                            0
+                        };
+                        self.lines += rows + cols;
+                        self.statistics += 4 * (4 * rows + 3 * cols + tiles * cols + 4 + 64);
+                    }
+                    Rule::Frozen | Rule::Shadow | Rule::Adamw => {}
+                }
+            }
+            (None, _) => self.add_float_matrix(elements),
+        }
+    }
+
+    fn add_float_matrix(&mut self, elements: u64) {
+        self.matrix_elements += elements.next_multiple_of(ARENA_ALIGNMENT as u64);
+        self.pieces += elements.div_ceil(SQUARES_BLOCK);
+    }
+}
+
 /// Bytes of a matrix on a grid with scales by groups of columns, or in float.
 pub(crate) fn matrix_bytes((rows, cols): (usize, usize), grid: Option<(&Grid, usize)>) -> u64 {
     let size = (rows as u64, cols as u64);
@@ -223,26 +298,24 @@ fn quantised_bytes(rows: usize, cols: usize, groups: usize) -> u64 {
     (rows * (cols.next_multiple_of(8) + 4 * groups)) as u64
 }
 
-/// The lengths of all norms and biases.
-fn vector_lengths(shape: &ModelShape) -> Vec<u64> {
-    let c = shape.width;
-    let norm = |list: &mut Vec<u64>| {
-        list.push(c as u64);
-        if shape.norm_bias() {
-            list.push(c as u64);
-        }
-    };
+/// The lengths of all norms and biases, with their blocks.
+fn vector_lengths(shape: &ModelShape) -> Vec<(Option<usize>, u64)> {
+    let c = shape.width as u64;
     let mut list = Vec::new();
-    for _ in 0..shape.n_layer {
-        norm(&mut list);
-        norm(&mut list);
+    let norm = |list: &mut Vec<_>, layer| {
+        let count = if shape.norm_bias() { 2 } else { 1 };
+        list.extend(std::iter::repeat_n((layer, c), count));
+    };
+    for layer in (0..shape.n_layer).map(Some) {
+        norm(&mut list, layer);
+        norm(&mut list, layer);
         for (i, (rows, _)) in shape.block_matrices().into_iter().enumerate() {
             if (i == 0 && shape.qkv_bias) || (i > 0 && shape.biases) {
-                list.push(rows as u64);
+                list.push((layer, rows as u64));
             }
         }
     }
-    norm(&mut list);
+    norm(&mut list, None);
     list
 }
 
@@ -261,10 +334,10 @@ fn activations(config: &Config, shape: &ModelShape) -> Vec<(&'static str, u64)> 
         + rows * (3 * c + 4)
         + rows.div_ceil(TILE_ROWS) * widest_row(shape)
         + GRADIENT_ROWS * widest_matrix(shape);
-    let products = if config.train.compute.is_int8() {
+    let products = if config.resolved_compute().is_int8() {
         quantised_bytes(rows, widest_operand(shape), 1) + quantised_bytes(rows, c, 1)
     } else {
-        4 * decoded_len(shape) as u64
+        4 * decoded_len(config, shape) as u64
     };
     let tokens = 3 * rows + shape.vocab + 1;
     vec![

@@ -54,14 +54,9 @@ impl Ledger {
         let many = train.micro_batches > 1;
         let mut weights = WeightBytes::default();
         for planned in matrices(config, shape) {
-            let PlannedMatrix {
-                layer, size, grid, ..
-            } = planned;
-            let grid = grid.as_ref().filter(|_| rule != Rule::Adamw);
-            let group = config.model.group;
-            let only = &train.only_blocks;
-            let learns = only.is_empty() || layer.is_some_and(|layer| only.contains(&layer));
-            weights += if learns {
+            let (size, group) = (planned.size, config.model.group);
+            let grid = planned.training_grid(rule);
+            weights += if learns(config, planned.layer) {
                 WeightBytes::plan(size, grid, group, rule, many)
             } else {
                 WeightBytes::plan(size, grid, group, Rule::Frozen, many).still(grid.is_some())
@@ -226,6 +221,19 @@ pub(crate) struct PlannedMatrix {
     pub(crate) multiplied: bool,
     /// Whether inference holds it in bytes: a float head below blocks on a grid.
     pub(crate) in_bytes: bool,
+}
+
+impl PlannedMatrix {
+    /// The grid that it has in training: none under rule `adamw`.
+    pub(crate) fn training_grid(&self, rule: Rule) -> Option<&Grid> {
+        self.grid.as_ref().filter(|_| rule != Rule::Adamw)
+    }
+}
+
+/// Whether the parameters of a block, or those of none, learn.
+pub(crate) fn learns(config: &Config, layer: Option<usize>) -> bool {
+    let only = &config.train.only_blocks;
+    only.is_empty() || layer.is_some_and(|layer| only.contains(&layer))
 }
 
 /// Every matrix.

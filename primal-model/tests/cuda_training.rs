@@ -206,6 +206,6 @@ fn too_little_memory_is_said_before_the_run_and_within_it() {
     standin.inject(0, Injection::FailAllocation, 30);
     let error = start(&[]).err().unwrap().to_string();
     assert!(error.contains("out of GPU memory"), "{error}");
-    assert!(start(&["optim.rule=classic"]).is_err());
+    assert!(start(&["model.group=16"]).is_err());
     assert_eq!(standin.counts(0).used_bytes, 0, "everything was freed");
 }

@@ -22,7 +22,7 @@ use primal_kernels::{
 };
 use primal_lut::{Grid, QuantMatrix, TensorFile};
 
-use crate::parts::ConsensusStep;
+use crate::parts::{ConsensusParts, ConsensusStep};
 use crate::tiles::{SplitRows, TILE_ROWS, cut, for_each_tile};
 use crate::weight::GradientRow;
 use crate::{OptimError, StateVisitor, StepContext, StepSums};
@@ -70,9 +70,6 @@ pub(crate) struct Consensus {
     /// Weight of the old mean and of the new value, both divided by the bias correction.
     blend: [f32; 2],
 }
-
-/// Ballot, row means, column means, moments.
-type StateSlices<'a> = (&'a mut [i8], &'a mut [f32], &'a mut [f32], &'a mut [f32; 3]);
 
 impl Consensus {
     pub(crate) fn new(grid: &Grid, rows: usize, cols: usize, many_micro_batches: bool) -> Self {
@@ -279,16 +276,16 @@ impl Consensus {
         *updates += 1.0;
     }
 
-    /// The state, for [`crate::ConsensusParts`]: ballot, row and column means, moments; then the
-    /// flip table and the value of a vote.
-    pub(crate) fn parts(&mut self) -> (StateSlices<'_>, &FlipTable, f32) {
-        let slices = (
-            &mut self.ballot[..],
-            &mut self.row_mean[..],
-            &mut self.col_mean[..],
-            &mut self.moments,
-        );
-        (slices, &self.table, self.quantum)
+    /// The state, for another device.
+    pub(crate) fn parts(&mut self) -> ConsensusParts<'_> {
+        ConsensusParts {
+            ballot: &mut self.ballot,
+            row_mean: &mut self.row_mean,
+            col_mean: &mut self.col_mean,
+            moments: &mut self.moments,
+            table: &self.table,
+            quantum: self.quantum,
+        }
     }
 
     /// (ballots, wide votes, statistics) as allocated.

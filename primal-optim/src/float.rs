@@ -4,7 +4,7 @@ use primal_kernels::{Isa, adamw, add, scale, sum_squares};
 use primal_lut::TensorFile;
 use rayon::prelude::*;
 
-use crate::parts::adam_step;
+use crate::parts::{FloatParts, adam_step};
 use crate::{Footprint, OptimConfig, OptimError, StatePart, StateVisitor, StepSums};
 
 /// Elements that one task updates; fixed, so results do not depend on the thread count.
@@ -70,6 +70,15 @@ impl AdamState {
     /// The two moments.
     pub(crate) fn moments_mut(&mut self) -> (&mut [f32], &mut [f32]) {
         (&mut self.m, &mut self.v)
+    }
+
+    /// Both with the values that they belong to.
+    pub(crate) fn parts<'a>(&'a mut self, values: &'a mut [f32]) -> FloatParts<'a> {
+        FloatParts {
+            values,
+            m: &mut self.m,
+            v: &mut self.v,
+        }
     }
 
     pub(crate) fn visit<'a>(&'a self, name: &str, shape: &[usize], to: &mut dyn StateVisitor<'a>) {
@@ -171,14 +180,21 @@ impl FloatVector {
         (&self.values, &mut self.piece)
     }
 
-    /// Values and moments, for another device to take and give back; no moments where there is no
-    /// training.
-    pub fn parts_mut(&mut self) -> (&mut [f32], &mut [f32], &mut [f32]) {
-        let (m, v) = match &mut self.adam {
-            Some(adam) => adam.moments_mut(),
-            None => (&mut [][..], &mut [][..]),
-        };
-        (&mut self.values, m, v)
+    /// Values and moments, for another device to take and give back.
+    pub fn parts_mut(&mut self) -> FloatParts<'_> {
+        match &mut self.adam {
+            Some(adam) => adam.parts(&mut self.values),
+            None => FloatParts {
+                values: &mut self.values,
+                m: &mut [],
+                v: &mut [],
+            },
+        }
+    }
+
+    /// Whether its gradients are taken and dropped.
+    pub fn is_still(&self) -> bool {
+        self.is_still
     }
 
     /// Sum of the squared gradient; not finite when a gradient is not.

@@ -50,10 +50,11 @@ mod tiles;
 mod weight;
 
 pub use bytes::WeightBytes;
+pub use classic::FLIP_STREAM;
 pub use consensus::{CAST_STREAM, Counted, LEAK_STREAM};
 pub use error::OptimError;
 pub use float::{FloatVector, StepContext};
-pub use parts::{ConsensusParts, ConsensusStep, adam_step};
+pub use parts::{CodeRule, ConsensusParts, ConsensusStep, FloatParts, WeightParts, adam_step};
 pub use rule::{OptimConfig, Rule};
 pub use state::{Footprint, StatePart, StateVisitor, StepSums};
 pub use tiles::TILE_ROWS;

@@ -6,11 +6,58 @@ use primal_lut::QuantMatrix;
 
 use crate::StepContext;
 
-/// The state of a matrix under rule `consensus`.
+/// Float values with their running means.
+#[derive(Debug)]
+pub struct FloatParts<'a> {
+    /// The values.
+    pub values: &'a mut [f32],
+    /// As many means of gradients; none where nothing is trained.
+    pub m: &'a mut [f32],
+    /// As many means of squared gradients; none where nothing is trained.
+    pub v: &'a mut [f32],
+}
+
+/// The state of a matrix by what learns in it.
+#[derive(Debug)]
+pub enum WeightParts<'a> {
+    /// Nothing.
+    Still,
+    /// Codes by a rule, and their scales by AdamW.
+    Codes {
+        /// Codes and scales.
+        matrix: &'a mut QuantMatrix,
+        /// (rows, groups) each: running means of the scales' gradients and of their squares.
+        scale_moments: (&'a mut [f32], &'a mut [f32]),
+        /// The rule.
+        rule: CodeRule<'a>,
+    },
+    /// Float values (rows, cols) behind codes that follow them: rule `shadow`.
+    Shadow {
+        /// Codes and scales.
+        matrix: &'a mut QuantMatrix,
+        /// The float values.
+        latent: FloatParts<'a>,
+        /// A scale is this times the root mean square of its columns.
+        scale_per_std: f32,
+    },
+    /// The matrix itself, (rows, cols) float.
+    Dense(FloatParts<'a>),
+}
+
+/// What moves codes.
+#[derive(Debug)]
+pub enum CodeRule<'a> {
+    /// Nothing does.
+    Frozen,
+    /// Rule `classic`, which remembers nothing from step to step.
+    Classic,
+    /// Rule `consensus`.
+    Consensus(ConsensusParts<'a>),
+}
+
+/// What rule `consensus` keeps of a matrix.
 #[derive(Debug)]
 pub struct ConsensusParts<'a> {
-    /// Codes and row scales.
-    pub matrix: &'a mut QuantMatrix,
     /// (rows, cols) i8.
     pub ballot: &'a mut [i8],
     /// (rows) running means of g² by row.
@@ -19,10 +66,6 @@ pub struct ConsensusParts<'a> {
     pub col_mean: &'a mut [f32],
     /// Running A and B, updates made.
     pub moments: &'a mut [f32; 3],
-    /// (rows) moments of the row scales.
-    pub scale_m: &'a mut [f32],
-    /// See `scale_m`.
-    pub scale_v: &'a mut [f32],
     /// Votes that it takes to leave a code.
     pub table: &'a FlipTable,
     /// Vote value q in units of the grid.

@@ -4,7 +4,7 @@ mod rows;
 
 use std::ops::Range;
 
-use primal_kernels::{Isa, MatrixRows, decode_row, sum_squares};
+use primal_kernels::{Isa, MatrixRows, decode_row, root_mean_square, sum_squares};
 use primal_lut::{Grid, QuantMatrix, TensorFile};
 use rayon::prelude::*;
 
@@ -17,8 +17,8 @@ pub use rows::tile_bytes_per_thread;
 use rows::{GradRows, RowCount, ScaleRows, with_tile};
 
 use crate::{
-    ConsensusParts, Footprint, OptimError, Rule, StatePart, StateVisitor, StepContext, StepSums,
-    WeightBytes,
+    CodeRule, Footprint, OptimError, Rule, StatePart, StateVisitor, StepContext, StepSums,
+    WeightBytes, WeightParts,
 };
 
 /// What a step did to a matrix.
@@ -127,7 +127,7 @@ impl Weight {
                         rule: Classic::new(rows, cols),
                     },
                     Rule::Shadow => {
-                        snap_latent(&initial, spec.scale_per_std, &mut matrix);
+                        snap_latent(Isa::best(), &initial, spec.scale_per_std, &mut matrix);
                         Learner::Shadow {
                             latent: initial,
                             adam: AdamState::new(rows * cols),
@@ -232,26 +232,43 @@ impl Weight {
         self.tensor
     }
 
-    /// The state under rule `consensus`, for another device to take and give back.
-    pub fn consensus_parts(&mut self) -> Option<ConsensusParts<'_>> {
-        let (Values::Grid(matrix), Learner::Consensus { scales, rule }) =
-            (&mut self.values, &mut self.learner)
-        else {
-            return None;
+    /// The state, for another device to take and give back.
+    pub fn parts_mut(&mut self) -> WeightParts<'_> {
+        let (matrix, scales, rule) = match (&mut self.values, &mut self.learner) {
+            (Values::Grid(matrix), Learner::Frozen { scales }) => {
+                (matrix, scales, CodeRule::Frozen)
+            }
+            (Values::Grid(matrix), Learner::Classic { scales, .. }) => {
+                (matrix, scales, CodeRule::Classic)
+            }
+            (Values::Grid(matrix), Learner::Consensus { scales, rule }) => {
+                (matrix, scales, CodeRule::Consensus(rule.parts()))
+            }
+            (
+                Values::Grid(matrix),
+                Learner::Shadow {
+                    latent,
+                    adam,
+                    scale_per_std,
+                },
+            ) => {
+                return WeightParts::Shadow {
+                    matrix,
+                    latent: adam.parts(latent),
+                    scale_per_std: *scale_per_std,
+                };
+            }
+            (Values::Dense(values), Learner::Dense { adam }) => {
+                return WeightParts::Dense(adam.parts(values));
+            }
+            // A learner is created together with its values; no other pairs exist.
+            _ => return WeightParts::Still,
         };
-        let ((ballot, row_mean, col_mean, moments), table, quantum) = rule.parts();
-        let (scale_m, scale_v) = scales.moments_mut();
-        Some(ConsensusParts {
+        WeightParts::Codes {
             matrix,
-            ballot,
-            row_mean,
-            col_mean,
-            moments,
-            scale_m,
-            scale_v,
-            table,
-            quantum,
-        })
+            scale_moments: scales.moments_mut(),
+            rule,
+        }
     }
 
     /// Prepares the step's factors; call once before the step's first micro-batch.
@@ -456,7 +473,7 @@ impl Weight {
                 },
             ) => {
                 adam.step(ctx, latent, grad_factor, lr, config.weight_decay);
-                stats.flips = snap_latent(latent, *scale_per_std, matrix);
+                stats.flips = snap_latent(ctx.isa, latent, *scale_per_std, matrix);
             }
             (Values::Dense(values), Learner::Dense { adam }) => {
                 adam.step(ctx, values, grad_factor, lr, config.weight_decay);
@@ -686,16 +703,13 @@ pub(crate) fn group_or_row(group: usize, cols: usize) -> usize {
 }
 
 /// Quantises a latent matrix with scale = `scale_per_std` · rms of its columns; returns moved weights.
-fn snap_latent(latent: &[f32], scale_per_std: f32, matrix: &mut QuantMatrix) -> u64 {
+fn snap_latent(isa: Isa, latent: &[f32], scale_per_std: f32, matrix: &mut QuantMatrix) -> u64 {
     let cols = matrix.cols();
     let grid = matrix.grid().clone();
     let scales: Vec<f32> = latent
         .par_chunks(cols)
         .flat_map_iter(|row| row.chunks(matrix.group()))
-        .map(|part| {
-            let mean_sq = part.iter().map(|w| w * w).sum::<f32>() / part.len() as f32;
-            (scale_per_std * mean_sq.sqrt()).max(f32::MIN_POSITIVE)
-        })
+        .map(|part| (scale_per_std * root_mean_square(isa, part)).max(f32::MIN_POSITIVE))
         .collect();
     let before = matrix.nibbles().to_vec();
     let (rows, group) = (matrix.rows(), matrix.group());

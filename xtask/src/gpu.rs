@@ -75,6 +75,7 @@ pub fn stand_in() -> Result<()> {
     let kernels = [
         "cuda_layers",
         "cuda_votes",
+        "cuda_rules",
         "cuda_memory",
         "cuda_nccl",
         "cuda_cublas",
@@ -86,9 +87,14 @@ pub fn stand_in() -> Result<()> {
         command
     };
     execute(test().args(["-p", "primal-kernels", "--lib"]).args(kernels))?;
-    let model = ["cuda_training", "cuda_gpus", "cuda_generation"]
-        .map(|test| ["--test", test])
-        .concat();
+    let model = [
+        "cuda_training",
+        "cuda_rules",
+        "cuda_gpus",
+        "cuda_generation",
+    ]
+    .map(|test| ["--test", test])
+    .concat();
     execute(test().args(["-p", "primal-model"]).args(model))?;
     execute(test().args(["-p", "primal-cli", "--test", "cuda", "--test", "nccl"]))
 }
@@ -195,6 +201,8 @@ pub fn check(file: &Path) -> Result<()> {
         "primal-kernels",
         "--test",
         "cuda_layers",
+        "--test",
+        "cuda_rules",
         "--test",
         "cuda_votes",
     ]);

@@ -324,7 +324,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         if self.context.bind_to_thread().is_ok() {
             // Before its context goes.
-            drop(self.cublas.take());
+            self.cublas = None;
             for &module in &self.modules {
                 // SAFETY: nobody has the module's functions any more. A context that crashed
                 // cannot unload it, and needs not.

@@ -19,7 +19,7 @@ pub struct VoteSums {
     /// (matrices, 2) expected squares of the votes, and the variance that rounding adds.
     pub cast: Buffer<f64>,
     /// (matrices, 2) flips of the last count, and squared votes.
-    pub counted: Buffer<u64>,
+    pub counted: Arc<Buffer<u64>>,
 }
 
 impl VoteSums {
@@ -29,7 +29,7 @@ impl VoteSums {
         Ok(VoteSums {
             squares: Buffer::zeros(device, lines, what)?,
             cast: Buffer::zeros(device, 2 * matrices, what)?,
-            counted: Buffer::zeros(device, 2 * matrices, what)?,
+            counted: Arc::new(Buffer::zeros(device, 2 * matrices, what)?),
         })
     }
 }

@@ -14,6 +14,7 @@ use primal_kernels::cuda::{
 };
 use primal_optim::{FlipStats, Rule, StepContext};
 
+use super::matrix::Matrix;
 use super::{CudaModel, gpu_use, open_device};
 use crate::checkpoint::{Position, state_hash};
 use crate::config::Config;
@@ -183,7 +184,8 @@ impl CudaGroup {
             .exchange(|queue| self.each_matrix(&mut |at, _, pairs| queue.sum(at, pairs)))?;
         self.each_matrix(&mut |_, model, pairs| cuda::unpair_votes(pairs, model.bad.view(..)))?;
         let matrices = self.members[0].model.matrices.iter();
-        let bytes: usize = matrices.map(|it| 4 * it.ballots.vote_pairs().len()).sum();
+        let pairs = matrices.filter_map(Matrix::vote_pairs);
+        let bytes: usize = pairs.map(|it| 4 * it.len()).sum();
         self.exchanged.sent_bytes += (2 * bytes * (gpus - 1) / gpus) as u64;
         self.exchanged.seconds += started.elapsed().as_secs_f64();
         Ok(())
@@ -192,8 +194,8 @@ impl CudaGroup {
     /// Walks over the votes of all matrices on all GPUs.
     fn each_matrix(&self, each: &mut EachMatrix<'_>) -> Result<(), CudaError> {
         for (at, Member { model, .. }) in self.members.iter().enumerate() {
-            for matrix in &model.matrices {
-                each(at, model, matrix.ballots.vote_pairs())?;
+            for pairs in model.matrices.iter().filter_map(Matrix::vote_pairs) {
+                each(at, model, pairs)?;
             }
         }
         Ok(())

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use primal_kernels::cuda::{
-    self, Buffer, CastStep, CrossEntropy, CudaError, Device, DeviceWeights, QuantisedRows, View,
+    self, Buffer, CrossEntropy, CudaError, Device, DeviceWeights, QuantisedRows, View,
 };
 use primal_kernels::{AttentionShape, vocab_tiles};
-use primal_optim::{CAST_STREAM, ConsensusStep, FloatVector, StepContext};
+use primal_optim::{FloatVector, StepContext};
 
 use super::layers::{Angles, NormAt, upload_angles};
+use super::state::Layout;
 use super::{CudaModel, Part};
 use crate::activations::TokenIndex;
 use crate::config::{Config, FeedForward};
@@ -59,7 +60,7 @@ struct Stats {
     rstd: Buffer<f32>,
 }
 
-/// How products with matrices are computed, and what they need for it.
+/// How products with matrices on a grid are computed, and what they need for it.
 enum Products {
     /// In float.
     Float {
@@ -72,6 +73,17 @@ enum Products {
         operand: QuantisedRows,
         /// The output of the final norm, which all tiles of the head multiply.
         output: QuantisedRows,
+    },
+}
+
+/// What a product multiplies.
+enum Factor<'a> {
+    /// The values of rows of a matrix.
+    Float(View<'a, f32>),
+    /// Its codes, with the buffers of [`Products::Int8`].
+    Int8 {
+        operand: &'a QuantisedRows,
+        output: &'a QuantisedRows,
     },
 }
 
@@ -107,7 +119,7 @@ pub(super) struct PassBuffers {
     /// Partial sums by column.
     column_sums: Buffer<f32>,
     /// (GRADIENT_ROWS, cols) dL/dW.
-    gradient: Buffer<f32>,
+    pub(super) gradient: Buffer<f32>,
     tokens: Buffer<u32>,
     targets: Buffer<u32>,
     starts: Buffer<u32>,
@@ -116,8 +128,12 @@ pub(super) struct PassBuffers {
 }
 
 impl PassBuffers {
-    pub(super) fn new(device: &Device, config: &Config, model: &Model) -> Result<Self, CudaError> {
-        let layout = super::state::Layout::of(model);
+    pub(super) fn new(
+        device: &Device,
+        config: &Config,
+        layout: &Layout,
+        model: &Model,
+    ) -> Result<Self, CudaError> {
         let shape = *model.shape();
         let rows = pass_rows(config, &shape);
         let segment = segment_len(config, &shape);
@@ -179,14 +195,14 @@ impl PassBuffers {
             d_normed: work(shape.width)?,
             d_qkv: work(shape.qkv_width())?,
             dots: work(shape.n_head)?,
-            products: if config.train.compute.is_int8() {
+            products: if config.resolved_compute().is_int8() {
                 Products::Int8 {
                     operand: QuantisedRows::new(device, rows, widest_operand(&shape), 1)?,
                     output: QuantisedRows::new(device, rows, shape.width, 1)?,
                 }
             } else {
                 Products::Float {
-                    decoded: floats("decoded weights", decoded_len(&shape))?,
+                    decoded: floats("decoded weights", decoded_len(config, &shape))?,
                 }
             },
             output: stream()?,
@@ -208,17 +224,6 @@ impl PassBuffers {
     }
 }
 
-/// The values of some rows of a matrix, in `scratch`.
-fn decode<'a>(
-    weights: &DeviceWeights,
-    rows: &Range<usize>,
-    scratch: &'a Buffer<f32>,
-) -> Result<View<'a, f32>, CudaError> {
-    let values = scratch.view(..rows.len() * weights.cols());
-    cuda::decode_rows(weights, rows.start, rows.len(), values)?;
-    Ok(values)
-}
-
 impl CudaModel {
     fn parameter(&self, part: &Part) -> View<'_, f32> {
         self.arena.values.view(part.clone())
@@ -226,6 +231,25 @@ impl CudaModel {
 
     fn gradient(&self, part: &Part) -> View<'_, f32> {
         self.arena.grad.view(part.clone())
+    }
+
+    /// Rows of a matrix for a product: in float where it is float or everything is.
+    fn factor<'a>(
+        &'a self,
+        weights: &'a DeviceWeights,
+        rows: &Range<usize>,
+    ) -> Result<Factor<'a>, CudaError> {
+        if let Some(values) = weights.dense_rows(rows.clone()) {
+            return Ok(Factor::Float(values));
+        }
+        match &self.buffers.products {
+            Products::Float { decoded } => {
+                let values = decoded.view(..rows.len() * weights.cols());
+                cuda::decode_rows(weights, rows.start, rows.len(), values)?;
+                Ok(Factor::Float(values))
+            }
+            Products::Int8 { operand, output } => Ok(Factor::Int8 { operand, output }),
+        }
     }
 
     /// Losses of each token of a pass, left in the buffers.
@@ -273,11 +297,13 @@ impl CudaModel {
         let (b, c) = (&self.buffers, self.shape.width);
         let (losses, targets) = (b.losses.view(..n), b.targets.view(..n));
         cuda::loss_begin(&b.cross_entropy, losses)?;
-        if let Products::Int8 { output, .. } = &b.products {
+        let head = b.head.unwrap_or(b.tok_embedding);
+        if let Products::Int8 { output, .. } = &b.products
+            && self.matrices[head].weights.is_on_grid()
+        {
             // The backward pass takes it too.
             output.quantise(b.output.view(..n * c), None, c)?;
         }
-        let head = b.head.unwrap_or(b.tok_embedding);
         for tile in vocab_tiles(self.matrices[head].weights.rows()) {
             self.logits(head, &tile, 0..n)?;
             let place = (tile.start, tile.len());
@@ -301,13 +327,12 @@ impl CudaModel {
         let (b, c) = (&self.buffers, self.shape.width);
         let weights = &self.matrices[head].weights;
         let logits = b.cross_entropy.logits.view(..rows.len() * tile.len());
-        match &b.products {
-            Products::Float { decoded } => {
-                let values = decode(weights, tile, decoded)?;
+        match self.factor(weights, tile)? {
+            Factor::Float(values) => {
                 let x = b.output.view(rows.start * c..rows.end * c);
                 cuda::matmul_nt(x, values, logits, (rows.len(), tile.len(), c), false)
             }
-            Products::Int8 { output, .. } => {
+            Factor::Int8 { output, .. } => {
                 let x = output.rows(rows, c);
                 cuda::int8_matmul_nt(x, weights, tile.clone(), logits, false)
             }
@@ -383,12 +408,11 @@ impl CudaModel {
         let weights = &self.matrices[layer.matrix].weights;
         let (out, input) = (weights.rows(), weights.cols());
         let (x, y) = (x.view(..n * input), y.view(..n * out));
-        match &self.buffers.products {
-            Products::Float { decoded } => {
-                let values = decode(weights, &(0..out), decoded)?;
+        match self.factor(weights, &(0..out))? {
+            Factor::Float(values) => {
                 cuda::matmul_nt(x, values, y, (n, out, input), accumulate)?;
             }
-            Products::Int8 { operand, .. } => {
+            Factor::Int8 { operand, .. } => {
                 let x = operand.quantise(x, None, input)?;
                 cuda::int8_matmul_nt(x, weights, 0..out, y, accumulate)?;
             }
@@ -399,7 +423,7 @@ impl CudaModel {
         }
     }
 
-    /// dx (n, in) = dy (n, out) W, then the votes and the bias's gradient of each micro-batch.
+    /// dx (n, in) = dy (n, out) W, then the gradients of W and of the bias of each micro-batch.
     fn linear_backward(
         &self,
         ctx: &StepContext<'_>,
@@ -423,13 +447,7 @@ impl CudaModel {
             let rows = piece.rows.clone();
             let dy = dy.view(rows.start * out..rows.end * out);
             let x = x.view(rows.start * input..rows.end * input);
-            for first in (0..out).step_by(GRADIENT_ROWS) {
-                let count = GRADIENT_ROWS.min(out - first);
-                let grad = self.buffers.gradient.view(..count * input);
-                cuda::matmul_tn(dy, x, grad, (rows.len(), out, input), first, count)?;
-                self.cast(ctx, layer.matrix, piece.micro_batch, (first, count), grad)?;
-            }
-            cuda::end_votes(&self.matrices[layer.matrix].ballots)?;
+            self.weight_gradient(ctx, layer.matrix, piece, (dy, x))?;
             if let Some(bias) = &layer.bias {
                 let scratch = self.buffers.column_sums.view(..);
                 cuda::fold_column_sums(rows.len(), dy, self.gradient(bias), scratch)?;
@@ -449,45 +467,17 @@ impl CudaModel {
     ) -> Result<(), CudaError> {
         let weights = &self.matrices[matrix].weights;
         let (out, input) = (rows.len(), weights.cols());
-        match &self.buffers.products {
-            Products::Float { decoded } => {
-                let values = decode(weights, &rows, decoded)?;
+        match self.factor(weights, &rows)? {
+            Factor::Float(values) => {
                 let sizes = (dy.len() / out, out, input);
                 cuda::matmul_nn(dy, values, dx, sizes, accumulate)
             }
-            Products::Int8 { operand, .. } => {
+            Factor::Int8 { operand, .. } => {
                 let scales = weights.scales(rows.clone());
                 let dy = operand.quantise(dy, Some(scales), out)?;
                 cuda::int8_matmul_nn(dy, weights, rows, dx, accumulate)
             }
         }
-    }
-
-    fn cast(
-        &self,
-        ctx: &StepContext<'_>,
-        matrix: usize,
-        micro_batch: u16,
-        rows: (usize, usize),
-        grad: View<'_, f32>,
-    ) -> Result<(), CudaError> {
-        let matrix = &self.matrices[matrix];
-        let numbers = ConsensusStep::new(ctx, matrix.quantum, self.updates);
-        let step = CastStep {
-            votes_per_unit: numbers.votes_per_unit,
-            vote_clip: ctx.config.vote_clip,
-            blend: numbers.blend,
-            rng: self.rng(ctx, CAST_STREAM, matrix.tensor, micro_batch),
-        };
-        cuda::cast_votes(
-            &matrix.ballots,
-            &matrix.weights,
-            grad,
-            rows,
-            &step,
-            self.gradient(&matrix.scales),
-            self.bad.view(..),
-        )
     }
 
     fn attention_shape(&self, n: usize, time: usize) -> AttentionShape {
@@ -629,6 +619,7 @@ impl CudaModel {
         let (rows, n) = (piece.rows.clone(), piece.rows.len());
         let grad_scale = 1.0 / piece.counted.max(1) as f32;
         let tied = b.head.is_none();
+        let votes = votes && self.matrices[head].learns();
         for tile in vocab_tiles(self.matrices[head].weights.rows()) {
             self.logits(head, &tile, rows.clone())?;
             cuda::loss_gradient(
@@ -668,11 +659,11 @@ impl CudaModel {
                         grad,
                     )?;
                 }
-                self.cast(ctx, head, piece.micro_batch, place, grad)?;
+                self.accumulate(ctx, head, piece, place, grad)?;
             }
         }
         if votes {
-            cuda::end_votes(&self.matrices[head].ballots)?;
+            self.matrices[head].end_micro_batch(ctx)?;
         }
         Ok(())
     }
@@ -749,7 +740,8 @@ impl CudaModel {
         for piece in pieces {
             let rows = piece.rows.clone();
             let elements = rows.start * c..rows.end * c;
-            if let Some(positions) = self.buffers.pos_embedding {
+            let learns = |&matrix: &usize| self.matrices[matrix].learns();
+            if let Some(positions) = self.buffers.pos_embedding.filter(learns) {
                 let b = &self.buffers;
                 let sequences = (rows.len() / time, time);
                 for first in (0..time).step_by(GRADIENT_ROWS) {
@@ -757,9 +749,12 @@ impl CudaModel {
                     let grad = b.gradient.view(..count * c);
                     let d_stream = b.d_stream.view(elements.clone());
                     cuda::position_gradient(d_stream, sequences, (first, count), grad)?;
-                    self.cast(ctx, positions, piece.micro_batch, (first, count), grad)?;
+                    self.accumulate(ctx, positions, piece, (first, count), grad)?;
                 }
-                cuda::end_votes(&self.matrices[positions].ballots)?;
+                self.matrices[positions].end_micro_batch(ctx)?;
+            }
+            if !learns(&self.buffers.tok_embedding) {
+                continue;
             }
             let b = &mut self.buffers;
             b.index.build(&pass.tokens[rows.clone()]);
@@ -777,9 +772,9 @@ impl CudaModel {
                 let d_stream = b.d_stream.view(elements.clone());
                 let order = b.order.view(..rows.len());
                 cuda::embedding_gradient(d_stream, b.starts.view(..), order, place, true, grad)?;
-                self.cast(ctx, tokens, piece.micro_batch, place, grad)?;
+                self.accumulate(ctx, tokens, piece, place, grad)?;
             }
-            cuda::end_votes(&self.matrices[tokens].ballots)?;
+            self.matrices[tokens].end_micro_batch(ctx)?;
         }
         Ok(())
     }

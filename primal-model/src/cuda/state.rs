@@ -1,77 +1,98 @@
-//! The training state on the GPU, and its way there and back.
+//! The float part of the training state on the GPU, where each parameter lies in it, and the way
+//! of all parameters there and back.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
-use primal_kernels::AdamStep;
-use primal_kernels::cuda::{
-    self, BallotSizes, Ballots, Buffer, CudaError, Device, DeviceWeights, VoteSlot, VoteSums,
-};
-use primal_optim::Weight;
+use primal_kernels::cuda::{self, Buffer, CudaError, Device, VoteSlot, VoteSums};
+use primal_optim::{CodeRule, FloatParts, StepContext, Weight, WeightParts, adam_step};
 
 use super::Part;
+use super::matrix::Matrix;
+use crate::device_ledger::ARENA_ALIGNMENT;
 use crate::error::ModelError;
-use crate::layers::{Param, ParamMut};
+use crate::layers::ParamMut;
 use crate::model::Model;
 use crate::parameters::Parameters;
 
-/// Where each parameter lies. Scales of all matrices come first in the float arena, in the order
-/// of the parameters, then norms and biases.
+/// Elements of one launch: kernels count in i32.
+const LAUNCH: usize = 1 << 30;
+
+/// Pieces of the squared gradient that the processor adds up together: 2^20 elements.
+const SQUARES_CHUNK: usize = 256;
+
+/// What AdamW treats alike, in the order of the arena.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Float matrices, and those behind codes.
+    Matrix,
+    /// Scales of codes.
+    Scales,
+    /// Norms and biases.
+    Vector,
+    /// Those that stay as they are; gradients are taken and never looked at.
+    StillVector,
+}
+
+/// Where each parameter lies in the arena.
 pub(super) struct Layout {
     /// Number of each matrix, by name.
     index: HashMap<String, usize>,
-    /// Part of the arena: a matrix's scales, a vector's values.
+    /// Part of the arena, by name: a matrix's values or scales, a vector's values.
     parts: HashMap<String, Part>,
-    /// Names in the order of the parameters, which is that of the gradient's norm.
-    order: Vec<String>,
-    /// Rows and columns of all matrices.
+    /// The parts that learn in the order of the parameters, which is that of the gradient's norm.
+    order: Vec<Part>,
+    /// Matrices, scales, vectors.
+    regions: [Part; 3],
+    /// Rows and columns of all matrices that vote by rule `consensus`.
     pub(super) lines: usize,
-    /// Elements of the arena that are scales.
-    pub(super) scales: usize,
     /// Elements of the arena.
     pub(super) floats: usize,
 }
 
 impl Layout {
-    pub(super) fn of(model: &Model) -> Layout {
-        let mut layout = Layout {
-            index: HashMap::new(),
-            parts: HashMap::new(),
-            order: Vec::new(),
-            lines: 0,
-            scales: 0,
-            floats: 0,
+    pub(super) fn of(model: &mut Model) -> Layout {
+        let mut index = HashMap::new();
+        let mut floats = Vec::new();
+        let mut lines = 0;
+        model.for_each_mut(&mut |mut param| {
+            let name = name_of(&param);
+            if let ParamMut::Matrix(weight) = &mut param {
+                index.insert(name.clone(), index.len());
+                lines += voting_lines(weight);
+            }
+            if let Some((kind, parts)) = float_parts(param) {
+                floats.push((name, kind, parts.values.len()));
+            }
+        });
+        let mut parts = HashMap::new();
+        let mut end = 0;
+        let mut place = |kind: Kind| {
+            let start = end;
+            for (name, _, len) in floats.iter().filter(|(_, it, _)| *it == kind) {
+                parts.insert(name.clone(), end..end + len);
+                end += len;
+                if kind == Kind::Matrix {
+                    end = end.next_multiple_of(ARENA_ALIGNMENT);
+                }
+            }
+            start..end
         };
-        let params = model.params();
-        for param in &params {
-            if let Param::Matrix(weight) = param {
-                let number = layout.index.len();
-                layout.index.insert(weight.name().into(), number);
-                layout.add(weight.name(), weight.rows());
-                layout.lines += weight.rows() + weight.cols();
-            }
-        }
-        layout.scales = layout.floats;
-        for param in &params {
-            if let Param::Vector(vector) = param {
-                layout.add(vector.name(), vector.values().len());
-            }
-        }
-        layout.order = params
+        let regions = [Kind::Matrix, Kind::Scales, Kind::Vector].map(&mut place);
+        let floats_end = place(Kind::StillVector).end;
+        let order = floats
             .iter()
-            .map(|param| match param {
-                Param::Matrix(weight) => weight.name().to_string(),
-                Param::Vector(vector) => vector.name().to_string(),
-            })
+            .filter(|(_, kind, _)| *kind != Kind::StillVector)
+            .filter_map(|(name, _, _)| parts.get(name).cloned())
             .collect();
-        layout
-    }
-
-    fn add(&mut self, name: &str, len: usize) {
-        self.parts
-            .insert(name.into(), self.floats..self.floats + len);
-        self.floats += len;
+        Layout {
+            index,
+            order,
+            regions,
+            lines,
+            floats: floats_end,
+            parts,
+        }
     }
 
     pub(super) fn matrices(&self) -> usize {
@@ -83,22 +104,53 @@ impl Layout {
         self.index.get(weight.name()).copied().unwrap_or_default()
     }
 
-    /// Its part of the arena.
+    /// Its part of the arena; empty where there is none.
     pub(super) fn part(&self, name: &str) -> Part {
         self.parts.get(name).cloned().unwrap_or_default()
     }
 }
 
-/// One matrix with what trains it.
-pub(super) struct Matrix {
-    pub(super) weights: DeviceWeights,
-    pub(super) ballots: Ballots,
-    /// Its scales in the arena.
-    pub(super) scales: Part,
-    pub(super) tensor: u16,
-    pub(super) quantum: f32,
-    /// Updates of its statistics when it was copied.
-    pub(super) updates: f32,
+/// Rows and columns of a matrix that votes by rule `consensus`, else 0.
+fn voting_lines(weight: &mut Weight) -> usize {
+    let lines = weight.rows() + weight.cols();
+    match weight.parts_mut() {
+        WeightParts::Codes {
+            rule: CodeRule::Consensus(_),
+            ..
+        } => lines,
+        _ => 0,
+    }
+}
+
+fn name_of(param: &ParamMut<'_>) -> String {
+    match param {
+        ParamMut::Matrix(weight) => weight.name().to_string(),
+        ParamMut::Vector(vector) => vector.name().to_string(),
+    }
+}
+
+/// What AdamW moves of a parameter.
+fn float_parts(param: ParamMut<'_>) -> Option<(Kind, FloatParts<'_>)> {
+    match param {
+        ParamMut::Vector(vector) if vector.is_still() => {
+            Some((Kind::StillVector, vector.parts_mut()))
+        }
+        ParamMut::Vector(vector) => Some((Kind::Vector, vector.parts_mut())),
+        ParamMut::Matrix(weight) => match weight.parts_mut() {
+            WeightParts::Still => None,
+            WeightParts::Dense(parts) | WeightParts::Shadow { latent: parts, .. } => {
+                Some((Kind::Matrix, parts))
+            }
+            WeightParts::Codes {
+                matrix,
+                scale_moments: (m, v),
+                ..
+            } => {
+                let values = matrix.scales_mut();
+                Some((Kind::Scales, FloatParts { values, m, v }))
+            }
+        },
+    }
 }
 
 /// All float parameters with gradients and moments.
@@ -107,6 +159,8 @@ pub(super) struct FloatArena {
     pub(super) grad: Buffer<f32>,
     m: Buffer<f32>,
     v: Buffer<f32>,
+    /// Matrices, scales, vectors.
+    regions: [Part; 3],
     /// Pieces of parameters whose squares are added up in f32, in the order of the parameters.
     starts: Buffer<u32>,
     lengths: Buffer<u32>,
@@ -122,31 +176,15 @@ impl FloatArena {
         model: &mut Model,
     ) -> Result<Self, CudaError> {
         let what = "float parameters";
-        let zeros = || vec![0.0_f32; layout.floats];
-        let (mut values, mut m, mut v) = (zeros(), zeros(), zeros());
-        model.for_each_mut(&mut |param| match param {
-            ParamMut::Matrix(weight) => {
-                let part = layout.part(weight.name());
-                if let Some(parts) = weight.consensus_parts()
-                    && parts.matrix.scales().len() == part.len()
-                {
-                    values[part.clone()].copy_from_slice(parts.matrix.scales());
-                    m[part.clone()].copy_from_slice(parts.scale_m);
-                    v[part].copy_from_slice(parts.scale_v);
-                }
-            }
-            ParamMut::Vector(vector) => {
-                let part = layout.part(vector.name());
-                let (vector_values, vector_m, vector_v) = vector.parts_mut();
-                values[part.clone()].copy_from_slice(vector_values);
-                m[part.clone()].copy_from_slice(vector_m);
-                v[part].copy_from_slice(vector_v);
-            }
-        });
+        if layout.floats > u32::MAX as usize {
+            return Err(CudaError::Unsupported(format!(
+                "{} float parameters; a GPU trains at most 2^32; hint: more matrices on the grid",
+                layout.floats
+            )));
+        }
         let mut pieces = Vec::new();
         let (mut starts, mut lengths) = (Vec::new(), Vec::new());
-        for name in &layout.order {
-            let part = layout.part(name);
+        for part in &layout.order {
             let before = starts.len();
             for (start, length) in cuda::square_pieces(part.start, part.len()) {
                 starts.push(start);
@@ -154,16 +192,34 @@ impl FloatArena {
             }
             pieces.push(starts.len() - before);
         }
-        Ok(FloatArena {
-            values: Arc::new(Buffer::from_slice(device, &values, what)?),
-            grad: Buffer::zeros(device, layout.floats, what)?,
-            m: Buffer::from_slice(device, &m, what)?,
-            v: Buffer::from_slice(device, &v, what)?,
+        let zeros = || Buffer::zeros(device, layout.floats, what);
+        let arena = FloatArena {
+            values: Arc::new(zeros()?),
+            grad: zeros()?,
+            m: zeros()?,
+            v: zeros()?,
+            regions: layout.regions.clone(),
             starts: Buffer::from_slice(device, &starts, what)?,
             lengths: Buffer::from_slice(device, &lengths, what)?,
             sums: Buffer::zeros(device, starts.len(), what)?,
             pieces,
-        })
+        };
+        for_each(model, &mut |param| {
+            let part = layout.part(&name_of(&param));
+            let Some((_, FloatParts { values, m, v })) = float_parts(param) else {
+                return Ok(());
+            };
+            arena.values.view(part.clone()).upload(values)?;
+            arena.m.view(part.clone()).upload(m)?;
+            arena.v.view(part).upload(v)
+        })?;
+        Ok(arena)
+    }
+
+    fn download(&self, part: Part, to: FloatParts<'_>) -> Result<(), CudaError> {
+        self.values.view(part.clone()).download(to.values)?;
+        self.m.view(part.clone()).download(to.m)?;
+        self.v.view(part).download(to.v)
     }
 
     /// The sum of the squared gradient, added up parameter by parameter as on the processor.
@@ -179,31 +235,57 @@ impl FloatArena {
         let mut total = 0.0;
         for &count in &self.pieces {
             let (own, after) = rest.split_at(count);
-            total += own.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+            let chunks = own.chunks(SQUARES_CHUNK);
+            total += chunks
+                .map(|chunk| chunk.iter().map(|&sum| f64::from(sum)).sum::<f64>())
+                .sum::<f64>();
             rest = after;
         }
         Ok(total)
     }
 
-    /// One AdamW step of a part; clears its gradient.
-    pub(super) fn step(
-        &self,
-        part: Range<usize>,
-        grad_factor: f32,
-        step: &AdamStep,
-    ) -> Result<(), CudaError> {
-        cuda::adamw(
-            self.values.view(part.clone()),
-            self.grad.view(part.clone()),
-            (self.m.view(part.clone()), self.v.view(part)),
-            grad_factor,
-            step,
-        )
+    /// One AdamW step of everything that learns; clears its gradient.
+    pub(super) fn step(&self, ctx: &StepContext<'_>, grad_factor: f32) -> Result<(), CudaError> {
+        let config = ctx.config;
+        let lr = config.lr * ctx.rate;
+        let numbers = [
+            (lr, config.weight_decay),
+            (lr * config.scale_lr_ratio, 0.0),
+            (lr, 0.0),
+        ];
+        for (region, (rate, decay)) in self.regions.iter().zip(numbers) {
+            let step = adam_step(ctx, rate, decay);
+            for start in region.clone().step_by(LAUNCH) {
+                let part = start..region.end.min(start + LAUNCH);
+                cuda::adamw(
+                    self.values.view(part.clone()),
+                    self.grad.view(part.clone()),
+                    (self.m.view(part.clone()), self.v.view(part)),
+                    grad_factor,
+                    &step,
+                )?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn discard(&mut self) -> Result<(), CudaError> {
         self.grad.clear()
     }
+}
+
+/// Hands every parameter to `each` until one fails.
+fn for_each(
+    model: &mut Model,
+    each: &mut dyn FnMut(ParamMut<'_>) -> Result<(), CudaError>,
+) -> Result<(), CudaError> {
+    let mut result = Ok(());
+    model.for_each_mut(&mut |param| {
+        if result.is_ok() {
+            result = each(param);
+        }
+    });
+    result
 }
 
 /// Copies every matrix to the GPU.
@@ -217,63 +299,20 @@ pub(super) fn upload_matrices(
 ) -> Result<Vec<Matrix>, CudaError> {
     let mut matrices = Vec::with_capacity(layout.matrices());
     let mut first_line = 0;
-    let mut result = Ok(());
-    model.for_each_mut(&mut |param| {
-        if let (ParamMut::Matrix(weight), Ok(())) = (param, &result) {
+    for_each(model, &mut |param| {
+        if let ParamMut::Matrix(weight) = param {
             let slot = VoteSlot {
                 sums: Arc::clone(sums),
                 matrix: matrices.len(),
                 first_line,
             };
-            first_line += weight.rows() + weight.cols();
-            match upload_matrix(device, layout, arena, weight, many_micro_batches, slot) {
-                Ok(matrix) => matrices.extend(matrix),
-                Err(error) => result = Err(error),
-            }
+            first_line += voting_lines(weight);
+            let many = many_micro_batches;
+            matrices.push(Matrix::upload(device, layout, arena, weight, many, slot)?);
         }
-    });
-    result.map(|()| matrices)
-}
-
-fn upload_matrix(
-    device: &Device,
-    layout: &Layout,
-    arena: &FloatArena,
-    weight: &mut Weight,
-    many_micro_batches: bool,
-    slot: VoteSlot,
-) -> Result<Option<Matrix>, CudaError> {
-    let name = weight.name().to_string();
-    let scales = layout.part(&name);
-    let (rows, cols, tensor) = (weight.rows(), weight.cols(), weight.tensor());
-    let Some(parts) = weight.consensus_parts() else {
-        return Ok(None);
-    };
-    if parts.matrix.groups_per_row() != 1 {
-        return Err(CudaError::Unsupported(format!(
-            "{name} has scales by group; a GPU trains one scale a row"
-        )));
-    }
-    let values = Arc::clone(&arena.values);
-    let weights = DeviceWeights::with_scales(device, parts.matrix, values, scales.start, &name)?;
-    let sizes = BallotSizes {
-        rows,
-        cols,
-        many_micro_batches,
-    };
-    let mut ballots = Ballots::new(device, sizes, parts.table, slot, &name)?;
-    ballots.ballot.upload(parts.ballot)?;
-    ballots.row_mean.upload(parts.row_mean)?;
-    ballots.col_mean.upload(parts.col_mean)?;
-    ballots.moments.upload(&parts.moments[..])?;
-    Ok(Some(Matrix {
-        weights,
-        ballots,
-        scales,
-        tensor,
-        quantum: parts.quantum,
-        updates: parts.moments[2],
-    }))
+        Ok(())
+    })?;
+    Ok(matrices)
 }
 
 /// Copies the whole state back to `model`.
@@ -283,44 +322,15 @@ pub(super) fn download(
     arena: &FloatArena,
     model: &mut Model,
 ) -> Result<(), ModelError> {
-    let values = arena.values.to_vec()?;
-    let (m, v) = (arena.m.to_vec()?, arena.v.to_vec()?);
-    let mut result = Ok(());
-    model.for_each_mut(&mut |param| match param {
-        ParamMut::Matrix(weight) => {
-            let part = layout.part(weight.name());
-            let matrix = &matrices[layout.matrix(weight)];
-            if let Some(parts) = weight.consensus_parts() {
-                parts.scale_m.copy_from_slice(&m[part.clone()]);
-                parts.scale_v.copy_from_slice(&v[part.clone()]);
-                let ballots = &matrix.ballots;
-                let mut copy = || {
-                    let (nibbles, high, _) = parts.matrix.planes_mut();
-                    matrix.weights.nibbles.download(nibbles)?;
-                    if let Some(high) = high {
-                        matrix.weights.high.download(high)?;
-                    }
-                    parts
-                        .matrix
-                        .scales_mut()
-                        .copy_from_slice(&values[part.clone()]);
-                    ballots.ballot.download(parts.ballot)?;
-                    ballots.row_mean.download(parts.row_mean)?;
-                    ballots.col_mean.download(parts.col_mean)?;
-                    ballots.moments.download(&mut parts.moments[..])
-                };
-                if result.is_ok() {
-                    result = copy();
-                }
-            }
+    for_each(model, &mut |mut param| {
+        let part = layout.part(&name_of(&param));
+        if let ParamMut::Matrix(weight) = &mut param {
+            matrices[layout.matrix(weight)].download(weight)?;
         }
-        ParamMut::Vector(vector) => {
-            let part = layout.part(vector.name());
-            let (vector_values, vector_m, vector_v) = vector.parts_mut();
-            vector_values.copy_from_slice(&values[part.clone()]);
-            vector_m.copy_from_slice(&m[part.clone()]);
-            vector_v.copy_from_slice(&v[part]);
+        match float_parts(param) {
+            Some((_, parts)) => arena.download(part, parts),
+            None => Ok(()),
         }
-    });
-    Ok(result?)
+    })?;
+    Ok(())
 }

@@ -125,8 +125,8 @@ impl AcousticModel {
 
     /// Sets what the projection to mel bands starts from.
     pub(crate) fn set_band_statistics(&mut self, mean: &[f32], std: &[f32]) {
-        self.mel_mean.parts_mut().0.copy_from_slice(mean);
-        self.mel_std.parts_mut().0.copy_from_slice(std);
+        self.mel_mean.parts_mut().values.copy_from_slice(mean);
+        self.mel_std.parts_mut().values.copy_from_slice(std);
     }
 
     /// Symbols of `batch` to what the decoder needs of them and to their log durations.

@@ -101,7 +101,7 @@ fn value<'m>(
     model.for_each_mut(&mut |param| {
         if at == number {
             match param {
-                ParamMut::Vector(vector) => change(&mut vector.parts_mut().0[index]),
+                ParamMut::Vector(vector) => change(&mut vector.parts_mut().values[index]),
                 ParamMut::Matrix(weight) => {
                     let (name, values) = &names[number];
                     let mut values = values.clone();
