@@ -132,6 +132,8 @@ KERNEL __launch_bounds__(256)
         squares = squares + (double)sum_lanes(sum);
     }
     float scale = max_of(scale_per_std * sqrtf((float)squares / (float)cols), SMALLEST_SCALE);
+    // No scale is infinite: such a row stays as it is.
+    if (scale == INFINITE) return;
     if (lane == 0) scales[row] = scale;
     u32 changed = 0;
     for (int first = 0; first < cols; first += LANES) {

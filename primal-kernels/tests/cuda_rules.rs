@@ -223,16 +223,19 @@ fn ties_and_numbers_that_are_none() {
         latent.resize(cols, 0.0);
         latent.extend([f32::NAN, 1.0, -1.0, f32::INFINITY]);
         latent.resize(2 * cols, -0.0);
-        let start = QuantMatrix::zeros(&grid, 2, cols, cols).unwrap();
+        // Too large for a scale: stays as it is.
+        latent.resize(3 * cols, 1e30);
+        let start = QuantMatrix::zeros(&grid, 3, cols, cols).unwrap();
         let weights = DeviceWeights::upload(&device, &start, "weights").unwrap();
         let moved = Arc::new(Buffer::<u64>::zeros(&device, 1, "moved").unwrap());
         let snap = Snap::new(&grid, 1.0 / 131_072.0, (moved, 0));
         cuda::snap_rows(&snap, up(&device, &latent).view(..), &weights).unwrap();
-        let scales = vec![1.0, f32::MIN_POSITIVE];
-        let mut on_device = vec![0.0; 2];
-        weights.scales(0..2).download(&mut on_device).unwrap();
+        let scales = vec![1.0, f32::MIN_POSITIVE, 1.0];
+        let mut on_device = vec![0.0; 3];
+        weights.scales(0..3).download(&mut on_device).unwrap();
         assert_eq!(on_device, scales, "{}", grid.id());
-        let want = QuantMatrix::quantise(&grid, 2, cols, cols, &latent, scales).unwrap();
+        latent[2 * cols..].fill(0.0);
+        let want = QuantMatrix::quantise(&grid, 3, cols, cols, &latent, scales).unwrap();
         assert_codes(grid.id(), &weights, &want);
     }
 }

@@ -96,11 +96,13 @@ impl Ledger {
         }
         let mut ledger = Ledger::empty(0, 0);
         ledger.row("weights: packed codes", bytes.codes);
-        ledger.row("weights and scales that do not learn", bytes.still);
+        ledger.row("weights that stay, scales that follow", bytes.still);
         ledger.row("ballots", bytes.ballots);
         ledger.row("votes of a step", bytes.votes);
         ledger.row("gradients of a micro-batch", bytes.kept);
         ledger.row("statistics of votes", bytes.statistics);
+        // Flips of a matrix and squared votes, and two sums of the cast.
+        ledger.row("counts of a step", 4 * 8 * all.len() as u64);
         ledger.row(
             "float matrices, gradients, moments",
             16 * bytes.matrix_elements,
@@ -191,6 +193,7 @@ impl Ledger {
 #[derive(Default)]
 struct TrainingBytes {
     codes: u64,
+    /// Of what does not learn, and the scales of rule `shadow`.
     still: u64,
     ballots: u64,
     votes: u64,
@@ -211,8 +214,6 @@ impl TrainingBytes {
     fn add_matrix(&mut self, config: &Config, planned: &PlannedMatrix) {
         let (rows, cols) = (planned.size.0 as u64, planned.size.1 as u64);
         let elements = rows * cols;
-        // Flips, and a sum of squared votes; two sums of the cast.
-        self.statistics += 2 * 8 + 2 * 8;
         let rule = config.optim.rule;
         let grid = planned.training_grid(rule);
         self.codes += grid.map_or(0, |grid| code_bytes(grid, rows, cols));

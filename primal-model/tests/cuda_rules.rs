@@ -232,3 +232,32 @@ fn resuming_changes_no_bit() {
         assert_eq!(whole.done.val_loss, resumed.done.val_loss, "{rule}");
     }
 }
+
+/// After a step that is far too large, all others are skipped and leave nothing behind.
+#[test]
+fn what_is_not_finite_is_skipped() {
+    let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
+    cuda_standin::install(1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for rule in Rule::ALL {
+        let rule = format!("optim.rule={rule}");
+        let runs = ["cpu", "cuda"].map(|backend| {
+            let run = format!("{rule}-{backend}");
+            let config = config(folder.path(), &run, backend, &["optim.lr=1e30", &rule]);
+            let mut made = 0;
+            let summary = Trainer::new(config).unwrap().run(&mut |event| match event {
+                Event::Skipped { total: 2, .. } => ControlFlow::Break(()),
+                Event::Step(_) => {
+                    made += 1;
+                    ControlFlow::Continue(())
+                }
+                _ => ControlFlow::Continue(()),
+            });
+            assert_eq!((made, summary.unwrap().skipped_steps), (1, 2), "{run}");
+            folder.path().join(run)
+        });
+        let difference = compare(&runs[0], &runs[1]);
+        assert!(difference.floats.0 <= INT8, "{rule}: {difference:?}");
+        assert_eq!((difference.codes, difference.ballots), (0, 0), "{rule}");
+    }
+}

@@ -228,7 +228,8 @@ impl Snap {
     }
 }
 
-/// Scales and codes of `latent` (rows, cols); counts the codes that change.
+/// Scales and codes of `latent` (rows, cols); counts the codes that change. A row whose scale would
+/// be infinite stays as it is.
 ///
 /// # Panics
 /// If a length does not match.
