@@ -65,6 +65,7 @@ fn same_on_any_number(changes: &[&str]) {
 #[test]
 fn a_gpt_on_any_number_of_gpus() {
     same_on_any_number(&[
+        "train.steps=2",
         "model.n_layer=2",
         "model.fine_last_block=true",
         "model.biases=true",

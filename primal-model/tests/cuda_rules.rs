@@ -100,7 +100,7 @@ fn same_on_both(changes: &[&str], tolerance: f32) -> Vec<f64> {
     let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     cuda_standin::install(1).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let changes = [&["train.steps=6"], changes].concat();
+    let changes = [&["train.steps=6", "train.batch=2"], changes].concat();
     let (cpu, cpu_flips) = finish(config(folder.path(), "cpu", "cpu", &changes));
     let (gpu, gpu_flips) = finish(config(folder.path(), "gpu", "cuda", &changes));
     let difference = compare(&folder.path().join("cpu"), &folder.path().join("gpu"));
@@ -135,6 +135,7 @@ fn a_llama_under_adamw_in_micro_batches() {
     let changes = [
         "optim.rule=adamw",
         "train.steps=4",
+        "train.batch=4",
         "train.micro_batches=4",
         "train.micro_batches_per_pass=2",
         "train.recompute=1",
@@ -212,7 +213,8 @@ fn resuming_changes_no_bit() {
     for rule in Rule::ALL {
         let rule = format!("optim.rule={rule}");
         let changes = [
-            "train.steps=4",
+            "train.steps=2",
+            "train.batch=2",
             "train.micro_batches=2",
             "model.float_parts=attention",
             &rule,
@@ -222,7 +224,7 @@ fn resuming_changes_no_bit() {
         let stopped = Trainer::new(start("cut"))
             .unwrap()
             .run(&mut |event| match event {
-                Event::Step(row) if row.step == 2 => ControlFlow::Break(()),
+                Event::Step(row) if row.step == 1 => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             });
         assert!(stopped.unwrap().interrupted);
@@ -243,7 +245,8 @@ fn what_is_not_finite_is_skipped() {
         let rule = format!("optim.rule={rule}");
         let runs = ["cpu", "cuda"].map(|backend| {
             let run = format!("{rule}-{backend}");
-            let config = config(folder.path(), &run, backend, &["optim.lr=1e30", &rule]);
+            let changes = ["optim.lr=1e30", "train.batch=1", &rule];
+            let config = config(folder.path(), &run, backend, &changes);
             let mut made = 0;
             let summary = Trainer::new(config).unwrap().run(&mut |event| match event {
                 Event::Skipped { total: 2, .. } => ControlFlow::Break(()),

@@ -72,31 +72,38 @@ struct Usage {
 /// Every kernel on the stand-in device against the processor's, whole training runs, on several GPUs
 /// too, and texts.
 pub fn stand_in() -> Result<()> {
-    let kernels = [
-        "cuda_layers",
-        "cuda_votes",
-        "cuda_rules",
-        "cuda_memory",
-        "cuda_nccl",
-        "cuda_cublas",
+    // Runs of one process take its device in turn: two processes keep two cores busy.
+    const HALVES: [[&str; 2]; 2] = [
+        [
+            "primal-model --test cuda_training --test cuda_generation",
+            "primal-cli --test cuda --test nccl",
+        ],
+        [
+            "primal-model --test cuda_rules --test cuda_gpus",
+            "primal-kernels --lib --test cuda_layers --test cuda_votes --test cuda_rules \
+             --test cuda_memory --test cuda_nccl --test cuda_cublas",
+        ],
     ];
-    let kernels = kernels.map(|test| ["--test", test]).concat();
-    let test = || {
+    let test = |tests: &str| {
         let mut command = cargo();
         command.args(["test", "--locked", "--features", "nccl,cublas"]);
+        command.arg("--package").args(tests.split_whitespace());
         command
     };
-    execute(test().args(["-p", "primal-kernels", "--lib"]).args(kernels))?;
-    let model = [
-        "cuda_training",
-        "cuda_rules",
-        "cuda_gpus",
-        "cuda_generation",
-    ]
-    .map(|test| ["--test", test])
-    .concat();
-    execute(test().args(["-p", "primal-model"]).args(model))?;
-    execute(test().args(["-p", "primal-cli", "--test", "cuda", "--test", "nccl"]))
+    for tests in HALVES.into_iter().flatten() {
+        execute(test(tests).arg("--no-run"))?;
+    }
+    let run = |half: [&str; 2]| half.iter().try_for_each(|tests| execute(&mut test(tests)));
+    let (first, second) = std::thread::scope(|scope| {
+        let second = scope.spawn(|| run(HALVES[1]));
+        let first = run(HALVES[0]);
+        let second = second.join();
+        (
+            first,
+            second.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    });
+    first.and(second)
 }
 
 /// Compiles the kernels with every NVRTC for every architecture and holds them to their budgets.
