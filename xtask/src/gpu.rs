@@ -73,13 +73,14 @@ struct Usage {
 /// too, and texts.
 pub fn stand_in() -> Result<()> {
     // Runs of one process take its device in turn: two processes keep two cores busy.
-    const HALVES: [[&str; 2]; 2] = [
-        [
+    const HALVES: [&[&str]; 2] = [
+        &[
             "primal-model --test cuda_training --test cuda_generation",
-            "primal-cli --test cuda --test nccl",
+            "primal-cli --test cuda",
         ],
-        [
+        &[
             "primal-model --test cuda_rules --test cuda_gpus",
+            "primal-cli --test nccl",
             "primal-kernels --lib --test cuda_layers --test cuda_votes --test cuda_rules \
              --test cuda_memory --test cuda_nccl --test cuda_cublas",
         ],
@@ -93,7 +94,7 @@ pub fn stand_in() -> Result<()> {
     for tests in HALVES.into_iter().flatten() {
         execute(test(tests).arg("--no-run"))?;
     }
-    let run = |half: [&str; 2]| half.iter().try_for_each(|tests| execute(&mut test(tests)));
+    let run = |half: &[&str]| half.iter().try_for_each(|tests| execute(&mut test(tests)));
     let (first, second) = std::thread::scope(|scope| {
         let second = scope.spawn(|| run(HALVES[1]));
         let first = run(HALVES[0]);
