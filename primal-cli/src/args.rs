@@ -685,7 +685,8 @@ pub struct CompletionsArgs {
 }
 
 fn rule_parser() -> impl TypedValueParser<Value = Rule> {
-    PossibleValuesParser::new(Rule::ALL.map(Rule::name)).try_map(|name| name.parse::<Rule>())
+    let names = Rule::ALL.iter().map(|rule| rule.name());
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Rule>())
 }
 
 fn backend_parser() -> impl TypedValueParser<Value = Backend> {

@@ -106,7 +106,7 @@ fn threads_change_nothing() {
 #[test]
 fn passes_change_nothing() {
     let place = Workplace::new();
-    for rule in ["consensus", "adamw"] {
+    for rule in ["spectral", "consensus", "adamw"] {
         let [one, all] = ["1", "8"].map(|per_pass| {
             let mut train = place.train(&format!("{rule}-{per_pass}"), 12);
             train.args(["--rule", rule, "--micro-batches-per-pass", per_pass]);

@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use primal_kernels::{CrossEntropyScratch, Int16Panels, Isa, VOCAB_TILE};
-use primal_optim::{StepContext, Weight};
+use primal_optim::{OptimError, StepContext, Weight};
 
 use crate::block::{Attention, Block, BlockActivations, Workspace};
 use crate::config::{Compute, Config};
@@ -361,7 +361,7 @@ impl Activations {
         attention: &Attention<'_>,
         width: usize,
         done: &mut dyn FnMut(&mut Weight),
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         match self.part_rows {
             Some(part_rows) => {
                 self.backward_parts(ctx, blocks, pieces, attention, width, part_rows, done)
@@ -379,7 +379,7 @@ impl Activations {
         width: usize,
         part_rows: usize,
         done: &mut dyn FnMut(&mut Weight),
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         // The inside of the last block's last part is still there from the forward pass.
         let mut inside = part_rows >= pieces.rows();
         for (layer, block) in blocks.iter_mut().enumerate().rev() {
@@ -393,13 +393,13 @@ impl Activations {
                 }
                 workspace.linear.rewind();
                 let dx = &mut self.d_stream[range];
-                if !block.backward(ctx, part, &attention, x, kept, dx, workspace) {
-                    return false;
+                if !block.backward(ctx, part, &attention, x, kept, dx, workspace)? {
+                    return Ok(false);
                 }
             }
             block.each_matrix_mut(done);
         }
-        true
+        Ok(true)
     }
 
     fn backward_segments(
@@ -410,7 +410,7 @@ impl Activations {
         attention: &Attention<'_>,
         width: usize,
         done: &mut dyn FnMut(&mut Weight),
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let len = pieces.rows() * width;
         let (n_layer, segment) = (blocks.len(), self.blocks.len());
         let last_segment = (n_layer - 1) / segment;
@@ -433,14 +433,14 @@ impl Activations {
                     &mut self.blocks[slot],
                     &mut self.d_stream[..len],
                     &mut self.workspace,
-                );
+                )?;
                 if !finite {
-                    return false;
+                    return Ok(false);
                 }
                 blocks[layer].each_matrix_mut(done);
             }
         }
-        true
+        Ok(true)
     }
 
     /// Begins segment `segment` of a forward pass over `len` stream elements.

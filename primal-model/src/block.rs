@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use primal_kernels as kernels;
 use primal_kernels::{AttentionShape, Isa};
-use primal_optim::{StepContext, Weight};
+use primal_optim::{OptimError, StepContext, Weight};
 
 use crate::config::{Compute, FeedForward};
 use crate::layers::{Linear, Norm, NormStats, Param, ParamMut, Pieces};
@@ -386,7 +386,7 @@ impl Block {
         kept: &mut BlockActivations,
         dx: &mut [f32],
         ws: &mut Workspace,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let isa = ctx.isa;
         let n = pieces.rows();
         let width = x.len() / n;
@@ -402,7 +402,7 @@ impl Block {
         activate(isa, self.feed_forward, up, ff_width, hidden);
         let mut finite = self
             .down
-            .backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.linear);
+            .backward(ctx, pieces, hidden, dx, d_hidden, &mut ws.linear)?;
         let d_up = match self.feed_forward {
             FeedForward::Gelu => {
                 kernels::gelu_backward(isa, up, d_hidden);
@@ -417,7 +417,7 @@ impl Block {
         self.norm2.forward(isa, middle, normed, &mut kept.norm2);
         finite &= self
             .up
-            .backward(ctx, pieces, normed, d_up, d_normed, &mut ws.linear);
+            .backward(ctx, pieces, normed, d_up, d_normed, &mut ws.linear)?;
         self.norm2
             .backward(isa, pieces, d_normed, middle, &kept.norm2, dx);
 
@@ -426,7 +426,7 @@ impl Block {
         let d_mixed = &mut ws.normed[..n * attention_width];
         finite &= self
             .attention_out
-            .backward(ctx, pieces, mixed, dx, d_mixed, &mut ws.linear);
+            .backward(ctx, pieces, mixed, dx, d_mixed, &mut ws.linear)?;
         let qkv = &kept.qkv[..n * self.qkv.weight.rows()];
         let lse = &kept.lse[..n * attention.shape.heads];
         attention.backward(isa, (qkv, mixed, lse), d_mixed, d_qkv);
@@ -434,10 +434,10 @@ impl Block {
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
         finite &= self
             .qkv
-            .backward(ctx, pieces, normed, d_qkv, d_normed, &mut ws.linear);
+            .backward(ctx, pieces, normed, d_qkv, d_normed, &mut ws.linear)?;
         self.norm1
             .backward(isa, pieces, d_normed, x, &kept.norm1, dx);
-        finite
+        Ok(finite)
     }
 
     pub(crate) fn params<'a>(&'a self, to: &mut Vec<Param<'a>>) {

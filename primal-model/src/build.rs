@@ -3,7 +3,7 @@
 
 use primal_kernels::philox4x32;
 use primal_lut::{Grid, TensorFile};
-use primal_optim::{FloatVector, Rule, Weight, WeightSpec};
+use primal_optim::{FloatVector, Role, Weight, WeightSpec};
 use rayon::prelude::*;
 
 use crate::block::Block;
@@ -17,6 +17,25 @@ use crate::shape::ModelShape;
 /// Random stream of the initial weights; the optimizer uses streams 0 to 2.
 pub(crate) const INIT_STREAM: u32 = 3;
 
+/// Where a matrix stands.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// What the configuration may keep float.
+    pub(crate) part: FloatPart,
+    /// How it votes.
+    pub(crate) role: Role<'a>,
+}
+
+impl Place<'_> {
+    /// Beside tokens, not between hidden activations.
+    pub(crate) fn edge(part: FloatPart) -> Self {
+        Place {
+            part,
+            role: Role::Edge,
+        }
+    }
+}
+
 /// Where parameters come from.
 pub(crate) trait Source<W = Weight> {
     /// The matrix `name` of (rows, cols); a fresh one has the standard deviation `std` and lives
@@ -27,7 +46,7 @@ pub(crate) trait Source<W = Weight> {
         size: (usize, usize),
         std: f32,
         grid: &Grid,
-        part: FloatPart,
+        place: Place<'_>,
     ) -> Result<W, ModelError>;
 
     /// The vector `name` of `len` elements; a fresh one holds `initial` everywhere.
@@ -48,13 +67,8 @@ pub(crate) fn build<W>(
         .ok_or_else(|| ModelError::Shape(format!("unknown grid '{}'", m.grid)))?;
     let c = shape.width;
     let mut embedding = |name: &str, rows| {
-        source.matrix(
-            name,
-            (rows, c),
-            m.embedding_std,
-            &grid,
-            FloatPart::Embeddings,
-        )
+        let place = Place::edge(FloatPart::Embeddings);
+        source.matrix(name, (rows, c), m.embedding_std, &grid, place)
     };
     let tok_embedding = embedding("tok_embedding", shape.vocab)?;
     let pos_embedding = shape
@@ -66,7 +80,10 @@ pub(crate) fn build<W>(
         blocks.push(block(config, &shape, layer, source, &grid)?);
     }
     let head = (!shape.tie_head)
-        .then(|| source.matrix("head", (shape.vocab, c), m.init_std, &grid, FloatPart::Head))
+        .then(|| {
+            let place = Place::edge(FloatPart::Head);
+            source.matrix("head", (shape.vocab, c), m.init_std, &grid, place)
+        })
         .transpose()?;
     let norm = Norm::new(m, "norm", &mut |name, len, initial| {
         source.vector(name, len, initial)
@@ -100,26 +117,37 @@ pub(crate) fn block<W>(
     };
     let [qkv, attention_out, up, down] = shape.block_matrices();
     let residual_std = m.init_std / (2.0 * shape.n_layer as f32).sqrt();
-    let mut linear = |name, size: (usize, usize), std, part, has_bias: bool| {
+    let mut linear = |name, size: (usize, usize), std, place: Place<'_>, has_bias: bool| {
         let name = format!("blocks.{layer}.{name}");
-        let weight = source.matrix(&name, size, std, grid, part)?;
+        let weight = source.matrix(&name, size, std, grid, place)?;
         let bias = has_bias.then(|| source.vector(format!("{name}.bias"), size.0, 0.0));
         Ok::<_, ModelError>(Linear {
             weight,
             bias: bias.transpose()?,
         })
     };
-    let qkv = linear("qkv", qkv, m.init_std, FloatPart::Attention, shape.qkv_bias)?;
-    let part = FloatPart::Attention;
+    let stacks = shape.block_stacks();
+    let [in_qkv, in_attention_out, in_up, in_down] = [
+        (FloatPart::Attention, &stacks[0]),
+        (FloatPart::Attention, &stacks[1]),
+        (FloatPart::Mlp, &stacks[2]),
+        (FloatPart::Mlp, &stacks[3]),
+    ]
+    .map(|(part, stack)| Place {
+        part,
+        role: Role::Hidden(stack),
+    });
+    let (biases, std) = (shape.biases, m.init_std);
+    let qkv = linear("qkv", qkv, std, in_qkv, shape.qkv_bias)?;
     let attention_out = linear(
         "attention_out",
         attention_out,
         residual_std,
-        part,
-        shape.biases,
+        in_attention_out,
+        biases,
     )?;
-    let up = linear("up", up, m.init_std, FloatPart::Mlp, shape.biases)?;
-    let down = linear("down", down, residual_std, FloatPart::Mlp, shape.biases)?;
+    let up = linear("up", up, std, in_up, biases)?;
+    let down = linear("down", down, residual_std, in_down, biases)?;
     let mut norm = |name: &str| {
         let name = format!("blocks.{layer}.{name}");
         Norm::new(m, &name, &mut |name, len, initial| {
@@ -159,12 +187,12 @@ impl Source for Fresh<'_> {
         (rows, cols): (usize, usize),
         std: f32,
         grid: &Grid,
-        part: FloatPart,
+        place: Place<'_>,
     ) -> Result<Weight, ModelError> {
         let tensor = self.next_tensor;
         self.next_tensor += 1;
         let config = self.config;
-        let on_grid = config.optim.rule != Rule::Adamw && !config.model.is_float(part);
+        let on_grid = config.optim.rule.is_on_grid() && !config.model.is_float(place.part);
         let spec = WeightSpec {
             rule: config.optim.rule,
             grid: on_grid.then_some(grid),
@@ -172,6 +200,7 @@ impl Source for Fresh<'_> {
             scale_per_std: config.model.scale_per_std,
             group: config.model.group,
             many_micro_batches: config.train.micro_batches > 1,
+            role: place.role,
         };
         let initial = normal_values(config.train.seed, tensor, rows * cols, std);
         Ok(Weight::new(name, tensor, (rows, cols), initial, &spec)?)
@@ -197,7 +226,7 @@ impl Source for Stored<'_> {
         (rows, cols): (usize, usize),
         _std: f32,
         _grid: &Grid,
-        _part: FloatPart,
+        _place: Place<'_>,
     ) -> Result<Weight, ModelError> {
         let file = self.0;
         if !file.quant_names().any(|quant| quant == name) {

@@ -238,7 +238,7 @@ impl Config {
                 config.train.eval_every = 500;
                 config.train.save_every = 500;
                 // A narrow model bears a higher rate: docs/log.md, 2026-11-25.
-                config.optim.eta = 0.02;
+                config.optim.eta_edges = 0.02;
             }
             "small" => {}
             // The original project's headline run: 500 steps of 32,768 tokens.
@@ -257,7 +257,7 @@ impl Config {
                 config.train.eval_every = 100;
                 config.train.save_every = 100;
                 config.train.recompute = 1;
-                config.optim.eta = 0.006;
+                config.optim.eta_edges = 0.006;
             }
             // The shape that small Llama models share; bytes stand in until a tokenizer is named.
             "llama-1.1b" => {
@@ -287,11 +287,12 @@ impl Config {
         Ok(config)
     }
 
-    /// How products are computed: as `train.compute` says, but rule `adamw` has no integers.
+    /// How products are computed: as `train.compute` says, but float rules have no integers.
     pub fn resolved_compute(&self) -> Compute {
-        match self.optim.rule {
-            Rule::Adamw => Compute::Float,
-            _ => self.train.compute,
+        if self.optim.rule.is_on_grid() {
+            self.train.compute
+        } else {
+            Compute::Float
         }
     }
 

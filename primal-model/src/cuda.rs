@@ -21,7 +21,7 @@ use std::sync::Arc;
 use primal_kernels::cuda::{
     Buffer, CudaError, Device, FloatProducts, ImageChoice, OpenOptions, VoteSums,
 };
-use primal_optim::{FlipStats, StepContext};
+use primal_optim::{FlipStats, Rule, StepContext};
 
 use crate::config::{Compute, Config};
 use crate::engine::{Engine, GpuUse, Opened};
@@ -111,6 +111,15 @@ pub(crate) struct CudaModel {
     buffers: PassBuffers,
 }
 
+/// The rules that a GPU has kernels for.
+const GPU_RULES: [Rule; 5] = [
+    Rule::Consensus,
+    Rule::Classic,
+    Rule::Frozen,
+    Rule::Shadow,
+    Rule::Adamw,
+];
+
 impl CudaModel {
     /// Copies `model` to the GPU of a run of `config`; returns its ledger too.
     pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Opened, ModelError> {
@@ -123,6 +132,12 @@ impl CudaModel {
 
     /// Refuses what a GPU does not train.
     fn check(config: &Config) -> Result<(), ModelError> {
+        let rule = config.optim.rule;
+        if !GPU_RULES.contains(&rule) {
+            return Err(ModelError::Cuda(format!(
+                "rule {rule} trains on the processor alone so far; hint: --backend cpu, or --rule consensus on a GPU"
+            )));
+        }
         if config.resolved_compute() == Compute::Int8Blocks {
             return Err(ModelError::Cuda(
                 "a GPU does not compute in int8-blocks; hint: --set train.compute=int8".into(),

@@ -246,7 +246,7 @@ impl TrainingBytes {
                         self.lines += rows + cols;
                         self.statistics += 4 * (4 * rows + 3 * cols + tiles * cols + 4 + 64);
                     }
-                    Rule::Frozen | Rule::Shadow | Rule::Adamw => {}
+                    Rule::Spectral | Rule::Frozen | Rule::Shadow | Rule::Adamw | Rule::Muon => {}
                 }
             }
             (None, _) => self.add_float_matrix(elements),

@@ -76,7 +76,7 @@ pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Option<Opened>,
         (Backend::Auto, _) => match CudaModel::open(config, model) {
             Ok(opened) => Ok(Some(opened)),
             Err(error) => {
-                tracing::debug!(%error, "trains on the processor");
+                tracing::info!(%error, "trains on the processor");
                 Ok(None)
             }
         },

@@ -14,7 +14,7 @@ use primal_optim::{FloatVector, Weight};
 use serde::Serialize;
 
 use crate::block::{Attention, Block, BlockActivations, Half, Workspace};
-use crate::build::{self, Source};
+use crate::build::{Place, Source, self};
 use crate::checkpoint::{Checkpoint, Position};
 use crate::config::{Compute, Config, FloatPart};
 use crate::error::ModelError;
@@ -468,16 +468,16 @@ impl Source for Importer<'_> {
         (rows, cols): (usize, usize),
         _std: f32,
         grid: &Grid,
-        part: FloatPart,
+        place: Place<'_>,
     ) -> Result<Weight, ModelError> {
         let values = self.foreign.parameter(name, rows, Some(cols))?;
         let known = self.known(name)?;
-        let is_embedding = part == FloatPart::Embeddings;
+        let is_embedding = place.part == FloatPart::Embeddings;
         if let (true, Some(calibration)) = (is_embedding, &mut self.calibration) {
             let table = Weight::from_dense(name, rows, cols, values.clone());
             calibration.embed(&table, name == "pos_embedding", true);
         }
-        let weight = if self.config.model.is_float(part) {
+        let weight = if self.config.model.is_float(place.part) {
             Weight::from_dense(name, rows, cols, values)
         } else {
             let inputs = known.as_ref().map_or(Inputs::Unknown, Known::inputs);
@@ -513,7 +513,7 @@ impl Source for Floats<'_> {
         (rows, cols): (usize, usize),
         _std: f32,
         _grid: &Grid,
-        _part: FloatPart,
+        _place: Place<'_>,
     ) -> Result<Weight, ModelError> {
         let values = self.0.parameter(name, rows, Some(cols))?;
         Ok(Weight::from_dense(name, rows, cols, values))

@@ -11,7 +11,7 @@ use primal_optim::FloatVector;
 use rayon::prelude::*;
 
 use crate::block::Block;
-use crate::build::{INIT_STREAM, Source, build, normal_values};
+use crate::build::{INIT_STREAM, Place, Source, build, normal_values};
 use crate::config::{Compute, Config, FloatPart};
 use crate::error::ModelError;
 use crate::layers::Linear;
@@ -349,8 +349,9 @@ impl Source<Matrix> for Packer<'_> {
         (rows, cols): (usize, usize),
         std: f32,
         grid: &Grid,
-        part: FloatPart,
+        place: Place<'_>,
     ) -> Result<Matrix, ModelError> {
+        let part = place.part;
         let on_grid = !self.config.model.is_float(part);
         let info = self
             .from

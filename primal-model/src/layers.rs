@@ -173,6 +173,9 @@ impl Linear {
     /// dx (n, in) = dy (n, out) W, then votes or gradients of W and b, micro-batch by
     /// micro-batch; a part that does not end its micro-batch only adds to the sums. Returns false
     /// if a gradient was not finite.
+    ///
+    /// # Errors
+    /// Of [`Weight::accumulate`].
     pub(crate) fn backward(
         &mut self,
         ctx: &StepContext<'_>,
@@ -181,7 +184,7 @@ impl Linear {
         dy: &[f32],
         dx: &mut [f32],
         scratch: &mut LinearScratch,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let (out, input) = (self.weight.rows(), self.weight.cols());
         let Pieces { begins, ends, .. } = pieces;
         scratch.input_gradient(ctx.isa, &self.weight, pieces.piece_rows, dy, dx);
@@ -202,7 +205,7 @@ impl Linear {
                             grad.copy_from_slice(&sums[tile.start * input..tile.end * input]);
                         }
                         gradient.tile(tile, grad, !begins);
-                    });
+                    })?;
                 self.weight.end_micro_batch(ctx);
             } else {
                 gradient.all(input, sums, !begins);
@@ -214,7 +217,7 @@ impl Linear {
                 }
             }
         }
-        finite
+        Ok(finite)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The memory ledger: every buffer of a run, known from its configuration alone.
 
 use primal_lut::Grid;
-use primal_optim::{Rule, WeightBytes, tile_bytes_per_thread};
+use primal_optim::{MatrixPlan, Role, Rule, WeightBytes, tile_bytes_per_thread};
 use serde::Serialize;
 
 use crate::activations::{Activations, PassPlan};
@@ -54,12 +54,18 @@ impl Ledger {
         let many = train.micro_batches > 1;
         let mut weights = WeightBytes::default();
         for planned in matrices(config, shape) {
-            let (size, group) = (planned.size, config.model.group);
             let grid = planned.training_grid(rule);
+            let plan = MatrixPlan {
+                size: planned.size,
+                grid,
+                group: config.model.group,
+                many_micro_batches: many,
+                role: planned.role(),
+            };
             weights += if learns(config, planned.layer) {
-                WeightBytes::plan(size, grid, group, rule, many)
+                WeightBytes::plan(rule, &plan)
             } else {
-                WeightBytes::plan(size, grid, group, Rule::Frozen, many).still(grid.is_some())
+                WeightBytes::plan(Rule::Frozen, &plan).still(grid.is_some())
             };
         }
         // Value, two gradients and two moments of every vector.
@@ -68,7 +74,7 @@ impl Ledger {
         let sequences = plan.sequences;
         let activations = Activations::bytes(shape, &plan);
         let activation_bytes: u64 = activations.iter().map(|(_, bytes)| bytes).sum();
-        let values = if rule == Rule::Adamw {
+        let values = if !rule.is_on_grid() {
             "weights: float32"
         } else {
             "weights: packed codes and float parts"
@@ -96,7 +102,7 @@ impl Ledger {
         }
         ledger.row(
             "scratch of all threads",
-            threads as u64 * thread_bytes(shape),
+            threads as u64 * thread_bytes(shape) + weights.scratch,
         );
         ledger.row("program", PROGRAM_BYTES);
         if let Some(data) = data {
@@ -213,6 +219,8 @@ pub(crate) struct PlannedMatrix {
     pub(crate) layer: Option<usize>,
     /// (rows, cols).
     pub(crate) size: (usize, usize),
+    /// Rows of the matrices that are stacked in it; empty where it is one.
+    pub(crate) stack: Vec<usize>,
     /// `None` for float.
     pub(crate) grid: Option<Grid>,
     /// Columns that share a scale; 0 means all of a row.
@@ -224,9 +232,17 @@ pub(crate) struct PlannedMatrix {
 }
 
 impl PlannedMatrix {
-    /// The grid that it has in training: none under rule `adamw`.
+    /// The grid that it has in training: none under float rules.
     pub(crate) fn training_grid(&self, rule: Rule) -> Option<&Grid> {
-        self.grid.as_ref().filter(|_| rule != Rule::Adamw)
+        self.grid.as_ref().filter(|_| rule.is_on_grid())
+    }
+
+    /// What it does in its network.
+    pub(crate) fn role(&self) -> Role<'_> {
+        match self.layer {
+            Some(_) => Role::Hidden(&self.stack),
+            None => Role::Edge,
+        }
     }
 }
 
@@ -251,6 +267,7 @@ pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix
         layer,
         group: config.model.group,
         size,
+        stack: Vec::new(),
         grid: (!config.model.is_float(part)).then(|| grid.clone()),
         multiplied: part != FloatPart::Embeddings,
         in_bytes: false,
@@ -267,16 +284,19 @@ pub(crate) fn matrices(config: &Config, shape: &ModelShape) -> Vec<PlannedMatrix
     for layer in 0..n_layer {
         let fine = config.model.fine_last_block && layer + 1 == n_layer;
         let grid = if fine { Grid::fine() } else { grid.clone() };
-        let [qkv, attention_out, up, down] = shape.block_matrices();
-        list.push(planned(Some(layer), qkv, FloatPart::Attention, &grid));
-        list.push(planned(
-            Some(layer),
-            attention_out,
+        let parts = [
             FloatPart::Attention,
-            &grid,
-        ));
-        list.push(planned(Some(layer), up, FloatPart::Mlp, &grid));
-        list.push(planned(Some(layer), down, FloatPart::Mlp, &grid));
+            FloatPart::Attention,
+            FloatPart::Mlp,
+            FloatPart::Mlp,
+        ];
+        let matrices = shape.block_matrices().into_iter().zip(shape.block_stacks());
+        for ((size, stack), part) in matrices.zip(parts) {
+            list.push(PlannedMatrix {
+                stack,
+                ..planned(Some(layer), size, part, &grid)
+            });
+        }
     }
     if !tie_head {
         list.push(PlannedMatrix {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use primal_kernels as kernels;
 use primal_kernels::{Isa, fill_rows};
 use primal_lut::TensorFile;
-use primal_optim::{StatePart, StateVisitor, StepContext, StepSums, Weight};
+use primal_optim::{OptimError, StatePart, StateVisitor, StepContext, StepSums, Weight};
 use rayon::prelude::*;
 
 use crate::activations::{Activations, HeadScratch};
@@ -103,6 +103,9 @@ impl Model {
     /// the pass has cast its votes, last layer first. Returns false, with the
     /// backward pass cut short, when a loss or a gradient is not finite: the caller then
     /// discards the step.
+    ///
+    /// # Errors
+    /// Of [`Weight::accumulate`]: the step was not begun.
     pub fn forward_backward(
         &mut self,
         ctx: &StepContext<'_>,
@@ -110,7 +113,7 @@ impl Model {
         acts: &mut Activations,
         losses: &mut [f64],
         done: &mut dyn FnMut(&mut Weight),
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         self.forward(ctx.isa, pass, acts);
         if acts.poison == Some(Poison::Loss) {
             acts.losses[0] = f32::INFINITY;
@@ -128,9 +131,9 @@ impl Model {
             *loss = sum / counted.max(1) as f64;
         }
         if !losses.iter().all(|loss| loss.is_finite()) {
-            return false;
+            return Ok(false);
         }
-        let finite = self.backward_head(ctx, pass, pieces, acts);
+        let finite = self.backward_head(ctx, pass, pieces, acts)?;
         if let Some(head) = &mut self.head {
             done(head);
         }
@@ -138,13 +141,13 @@ impl Model {
             acts.d_stream[0] = f32::NAN;
         }
         let finite = finite
-            && self.backward_blocks(ctx, pass, pieces, acts, done)
-            && self.backward_embeddings(ctx, pass, pieces, acts);
+            && self.backward_blocks(ctx, pass, pieces, acts, done)?
+            && self.backward_embeddings(ctx, pass, pieces, acts)?;
         if let Some(embedding) = &mut self.pos_embedding {
             done(embedding);
         }
         done(&mut self.tok_embedding);
-        finite
+        Ok(finite)
     }
 
     fn pieces(&self, pass: &Pass<'_>) -> Pieces {
@@ -195,7 +198,7 @@ impl Model {
         pass: &Pass<'_>,
         pieces: Pieces,
         acts: &mut Activations,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let c = self.shape.width;
         let n = pieces.rows();
         let mut finite = true;
@@ -214,14 +217,14 @@ impl Model {
             let scratch = &mut acts.head;
             match &mut self.head {
                 Some(head) => {
-                    finite &= piece.vote(ctx, micro_batch, head, Some(dx), scratch, &|_, _| {})
+                    finite &= piece.vote(ctx, micro_batch, head, Some(dx), scratch, &|_, _| {})?
                 }
                 // A tied head votes together with the embedding, at the end.
                 None => piece.backward(ctx, &self.tok_embedding, dx, scratch),
             }
         }
         acts.final_norm_backward(ctx.isa, &mut self.norm, pieces, n * c);
-        finite
+        Ok(finite)
     }
 
     fn backward_blocks(
@@ -231,7 +234,7 @@ impl Model {
         pieces: Pieces,
         acts: &mut Activations,
         done: &mut dyn FnMut(&mut Weight),
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let n = pieces.rows();
         let c = self.shape.width;
         let attention = Attention {
@@ -248,7 +251,7 @@ impl Model {
         pass: &Pass<'_>,
         pieces: Pieces,
         acts: &mut Activations,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let isa = ctx.isa;
         let c = self.shape.width;
         let time = pass.time;
@@ -268,7 +271,7 @@ impl Model {
                     for (t, out) in tile.zip(grad.chunks_exact_mut(c)) {
                         add_rows(&mut (0..sequences).map(|b| b * time + t), out);
                     }
-                });
+                })?;
                 embedding.end_micro_batch(ctx);
             }
 
@@ -288,7 +291,7 @@ impl Model {
                         grad.fill(0.0);
                         tokens_grad(tile, grad);
                     },
-                );
+                )?;
                 self.tok_embedding.end_micro_batch(ctx);
             } else {
                 let x = &acts.output[rows.start * c..rows.end * c];
@@ -308,10 +311,10 @@ impl Model {
                     None,
                     scratch,
                     &tokens_grad,
-                );
+                )?;
             }
         }
-        finite
+        Ok(finite)
     }
 
     /// Lets only some blocks learn; everything else stays as it is. An empty list changes nothing.
@@ -430,7 +433,7 @@ impl HeadPiece<'_> {
         mut dx: Option<&mut [f32]>,
         scratch: &mut HeadScratch,
         extra: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let (isa, c) = (ctx.isa, head.cols());
         let HeadScratch {
             compute,
@@ -466,10 +469,10 @@ impl HeadPiece<'_> {
                 let within = rows.start - tile.start..rows.end - tile.start;
                 gradient.tile(within, grad, false);
                 extra(rows, grad);
-            });
+            })?;
         }
         head.end_micro_batch(ctx);
-        finite
+        Ok(finite)
     }
 
     fn tile<'s>(

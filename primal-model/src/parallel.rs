@@ -217,16 +217,15 @@ impl Ranks {
     /// Sends the votes that this rank has cast for the rows of others, once a step, when they are
     /// all cast.
     pub(crate) fn send_votes(&mut self, weight: &mut Weight) {
-        let (tensor, rows, cols) = (weight.tensor(), weight.rows(), weight.cols());
-        let votes = weight.votes_mut();
-        if votes.is_empty() || self.voted.contains(&tensor) {
+        let (tensor, cols) = (weight.tensor(), weight.cols());
+        if weight.votes_mut().is_empty() || self.voted.contains(&tensor) {
             return;
         }
         let started = Instant::now();
         self.voted.push(tensor);
         for to in self.others() {
-            let rows = self.share(to, rows);
-            let votes = &mut votes[rows.start * cols..rows.end * cols];
+            let rows = weight.rows_of_rank(to, self.exchange.ranks());
+            let votes = &mut weight.votes_mut()[rows.start * cols..rows.end * cols];
             let mut message = self.new_message();
             message.extend_from_slice(&tensor.to_le_bytes());
             coding::encode(votes, &mut message);
@@ -303,7 +302,7 @@ impl Ranks {
     fn add_votes(&self, model: &mut Model, arrived: &[(usize, Vec<u8>)]) -> Result<(), ModelError> {
         each_matrix(model, &mut |weight| {
             let (tensor, cols) = (weight.tensor().to_le_bytes(), weight.cols());
-            let rows = self.own(weight.rows());
+            let rows = weight.rows_of_rank(self.exchange.rank(), self.exchange.ranks());
             let votes = weight.votes_mut();
             if votes.is_empty() {
                 return Ok(());
@@ -369,7 +368,7 @@ impl Ranks {
         let mut message = self.new_message();
         let mut own = Vec::new();
         each_matrix(model, &mut |weight| {
-            let rows = self.own(weight.rows());
+            let rows = weight.rows_of_rank(self.exchange.rank(), self.exchange.ranks());
             let Some(nibbles) = own_nibbles(weight, rows.clone()) else {
                 return Ok(());
             };
@@ -411,7 +410,7 @@ impl Ranks {
                 if weight.quant().is_some() {
                     counted = own.next().unwrap_or_default();
                     for (from, unread) in &mut unread {
-                        let rows = self.share(*from, weight.rows());
+                        let rows = weight.rows_of_rank(*from, self.exchange.ranks());
                         match learn(weight, rows, unread) {
                             Some(theirs) => {
                                 counted.flips += theirs.flips;
@@ -438,20 +437,25 @@ impl Ranks {
             return Ok(());
         }
         each_matrix(model, &mut |weight| {
-            let (rows, cols) = (weight.rows(), weight.cols());
-            let ballot: &mut [u8] = bytemuck::cast_slice_mut(weight.ballot_mut());
-            if ballot.is_empty() {
+            if weight.ballot_mut().is_empty() {
                 return Ok(());
             }
-            let of = |rows: Range<usize>| rows.start * cols..rows.end * cols;
+            let (cols, ranks) = (weight.cols(), self.exchange.ranks());
+            let of_rank = |weight: &Weight, rank| {
+                let rows = weight.rows_of_rank(rank, ranks);
+                rows.start * cols..rows.end * cols
+            };
+            let own = of_rank(weight, self.exchange.rank());
             for to in self.others() {
                 let mut message = self.new_message();
-                message.extend_from_slice(&ballot[of(self.own(rows))]);
+                let ballot: &[u8] = bytemuck::cast_slice(weight.ballot_mut());
+                message.extend_from_slice(&ballot[own.clone()]);
                 self.send(to, message);
             }
             for from in self.others() {
-                let place = of(self.share(from, rows));
-                self.receive_into(from, &mut ballot[place])?;
+                let theirs = of_rank(weight, from);
+                let ballot: &mut [u8] = bytemuck::cast_slice_mut(weight.ballot_mut());
+                self.receive_into(from, &mut ballot[theirs])?;
             }
             Ok(())
         })

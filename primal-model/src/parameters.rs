@@ -2,7 +2,7 @@
 
 use primal_kernels::Isa;
 use primal_lut::TensorFile;
-use primal_optim::{FlipStats, Footprint, StatePart, StateVisitor, StepContext};
+use primal_optim::{FlipStats, Footprint, OptimError, StatePart, StateVisitor, StepContext};
 
 use crate::error::ModelError;
 use crate::layers::{Param, ParamMut};
@@ -16,12 +16,17 @@ pub(crate) trait Parameters {
     fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>));
 
     /// Prepares the parameters for a step.
-    fn begin_step(&mut self, ctx: &StepContext<'_>) {
+    ///
+    /// # Errors
+    /// Of [`Weight::begin_step`](primal_optim::Weight::begin_step).
+    fn begin_step(&mut self, ctx: &StepContext<'_>) -> Result<(), OptimError> {
+        let mut result = Ok(());
         self.for_each_mut(&mut |param| {
-            if let ParamMut::Matrix(weight) = param {
-                weight.begin_step(ctx);
+            if let (Ok(()), ParamMut::Matrix(weight)) = (&result, param) {
+                result = weight.begin_step(ctx);
             }
         });
+        result
     }
 
     /// Global norm of the float gradient of the step, averaged over its micro-batches.

@@ -159,6 +159,19 @@ impl ModelShape {
         ]
     }
 
+    /// The rows of the matrices that are stacked in each of them: queries, keys and values; gate
+    /// and up.
+    pub fn block_stacks(&self) -> [Vec<usize>; 4] {
+        let keys = self.n_kv_head * self.head_dim;
+        let up = self.up_width();
+        [
+            vec![self.attention_width(), keys, keys],
+            vec![self.width],
+            vec![self.ff_width; up / self.ff_width],
+            vec![self.width],
+        ]
+    }
+
     /// Weights of all matrices.
     pub fn matrix_weights(&self) -> u64 {
         let heads = if self.tie_head { 1 } else { 2 };

@@ -414,7 +414,7 @@ impl Trainer {
         let sequences = train.batch / train.micro_batches * per_pass;
         match &mut self.engine {
             Some(engine) => engine.begin_step(&ctx)?,
-            None => self.model.begin_step(&ctx),
+            None => self.model.begin_step(&ctx)?,
         }
         let passes = match &mut self.ranks {
             Some(ranks) => {
@@ -458,7 +458,7 @@ impl Trainer {
                         _ => {}
                     };
                     let acts = &mut self.acts;
-                    self.model.forward_backward(&ctx, &pass, acts, losses, done)
+                    self.model.forward_backward(&ctx, &pass, acts, losses, done)?
                 }
             };
             if !verdict.finite {

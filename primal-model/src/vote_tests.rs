@@ -69,10 +69,11 @@ impl Learner {
             tokens: &column(0),
             targets: &column(1),
         };
-        self.model.begin_step(&ctx);
+        self.model.begin_step(&ctx).unwrap();
         assert!(
             self.model
                 .forward_backward(&ctx, &pass, &mut acts, &mut [0.0], &mut |_| {})
+                .unwrap()
         );
         let mut votes = Vec::new();
         self.model.for_each_mut(&mut |param| {

@@ -1,7 +1,6 @@
 //! Multiply-adds of a token, by the arithmetic that does them: what bounds reading and training.
 
 use primal_kernels::MultiplyRates;
-use primal_optim::Rule;
 
 use crate::activations::PassPlan;
 use crate::config::{Compute, Config, FloatPart};
@@ -86,7 +85,7 @@ struct Parts {
 impl Parts {
     fn new(config: &Config, vocab: usize) -> Result<Parts, ModelError> {
         let shape = ModelShape::new(config, vocab)?;
-        let all_float = config.optim.rule == Rule::Adamw;
+        let all_float = !config.optim.rule.is_on_grid();
         let is_float = |part| all_float || config.model.float_parts.contains(&part);
         let mut parts = Parts {
             shape,

@@ -59,8 +59,8 @@ const LLAMA: [&str; 4] = [
 #[test]
 fn threads_passes_and_recomputation_change_no_bit() {
     let folder = tempfile::tempdir().unwrap();
-    let kinds = Rule::ALL.into_iter().map(|rule| (rule, &[][..]));
-    for (rule, kind) in kinds.chain([(Rule::Consensus, &LLAMA[..]), (Rule::Adamw, &LLAMA)]) {
+    let kinds = Rule::ALL.iter().map(|&rule| (rule, &[][..]));
+    for (rule, kind) in kinds.chain([(Rule::Spectral, &LLAMA[..]), (Rule::Adamw, &LLAMA)]) {
         for cut in ["train.micro_batches=1", "train.micro_batches=8"] {
             let hash = |name: &str, changes: &[&str]| {
                 let name = format!("{name}-{}", kind.len());
@@ -121,7 +121,7 @@ fn a_stopped_run_resumes_bit_for_bit() {
         let build = |run: &str, more: &str| {
             let mut changes = vec![rule.as_str(), more, "train.micro_batches=2"];
             // The rules do not know the architecture: one of each kind is enough.
-            if rule.ends_with("consensus") {
+            if rule.ends_with("spectral") {
                 changes.extend(LLAMA);
             }
             config(folder.path(), &format!("{rule}-{run}"), &changes)
@@ -148,7 +148,7 @@ fn a_stopped_run_resumes_bit_for_bit() {
             Err(ModelError::ConfigChanged { .. })
         ));
     }
-    let again = config(folder.path(), "optim.rule=consensus-whole", &[]);
+    let again = config(folder.path(), "optim.rule=spectral-whole", &[]);
     assert!(matches!(Trainer::new(again), Err(ModelError::RunExists(_))));
 }
 
@@ -214,7 +214,7 @@ fn one_batch_can_be_learned_by_heart() {
     // 33 characters: windows of 32 with one start only, so every step sees the same sequence.
     let text = folder.path().join("short.txt");
     std::fs::write(&text, "pack my box with five dozen jugs.").unwrap();
-    for rule in ["consensus", "adamw"] {
+    for rule in ["spectral", "consensus", "adamw"] {
         let rule = format!("optim.rule={rule}");
         let mut config = config(
             folder.path(),

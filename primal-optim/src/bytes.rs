@@ -1,10 +1,6 @@
 //! What a matrix takes in memory during a run, from its sizes alone.
 
-use primal_lut::Grid;
-
-use crate::Rule;
-use crate::tiles::TILE_ROWS;
-use crate::weight::group_or_row;
+use crate::{MatrixPlan, Rule};
 
 /// Bytes of one matrix and everything that trains it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,61 +15,16 @@ pub struct WeightBytes {
     pub float_state: u64,
     /// Row and column statistics and the partial sums of tiles.
     pub statistics: u64,
+    /// What the thread that takes steps comes to hold for this matrix: one buffer serves all of
+    /// them, so that of several the largest counts, and none in the total.
+    pub scratch: u64,
 }
 
 impl WeightBytes {
-    /// The account of a (rows, cols) matrix. `grid` is `None` for a float matrix; `group` columns
-    /// share a scale, 0 is a row.
-    pub fn plan(
-        (rows, cols): (usize, usize),
-        grid: Option<&Grid>,
-        group: usize,
-        rule: Rule,
-        many_micro_batches: bool,
-    ) -> Self {
-        let (n, rows_n, cols_n) = ((rows * cols) as u64, rows as u64, cols as u64);
-        let adam = |len: u64| 12 * len;
-        let Some(grid) = grid.filter(|_| rule != Rule::Adamw) else {
-            return WeightBytes {
-                values: 4 * n,
-                float_state: adam(n),
-                ..Default::default()
-            };
-        };
-        let high = if grid.is_wide() {
-            rows * cols.div_ceil(8)
-        } else {
-            0
-        };
-        let values = (rows * cols.div_ceil(2) + high) as u64;
-        let n_scales = (rows * cols.div_ceil(group_or_row(group, cols).max(1))) as u64;
-        let scales = 4 * n_scales;
-        let on_grid = WeightBytes {
-            values,
-            float_state: scales + adam(n_scales),
-            ..Default::default()
-        };
-        match rule {
-            Rule::Frozen => on_grid,
-            Rule::Classic => WeightBytes {
-                votes: 2 * n,
-                float_state: on_grid.float_state + 4 * n,
-                ..on_grid
-            },
-            Rule::Shadow => WeightBytes {
-                float_state: scales + 4 * n + adam(n),
-                ..on_grid
-            },
-            Rule::Consensus | Rule::Adamw => {
-                let tiles = rows.div_ceil(TILE_ROWS) as u64;
-                WeightBytes {
-                    ballots: n,
-                    votes: if many_micro_batches { 2 * n } else { 0 },
-                    statistics: 4 * (2 * rows_n + 3 * cols_n + tiles * cols_n + 2 * tiles),
-                    ..on_grid
-                }
-            }
-        }
+    /// The account of a matrix under `rule`. One that is on no grid learns in float.
+    pub fn plan(rule: Rule, matrix: &MatrixPlan<'_>) -> Self {
+        let rule = rule.of_matrix(matrix.grid.is_some());
+        rule.plan(matrix)
     }
 
     /// What is left of such a matrix when it does not learn: values and scales.
@@ -100,5 +51,6 @@ impl std::ops::AddAssign for WeightBytes {
         self.votes += other.votes;
         self.float_state += other.float_state;
         self.statistics += other.statistics;
+        self.scratch = self.scratch.max(other.scratch);
     }
 }

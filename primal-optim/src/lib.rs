@@ -12,11 +12,12 @@
 //! ```
 //! use primal_kernels::Isa;
 //! use primal_lut::Grid;
-//! use primal_optim::{OptimConfig, Rule, StepContext, Weight, WeightSpec};
+//! use primal_optim::{OptimConfig, Role, Rule, StepContext, Weight, WeightSpec};
 //!
 //! // One row of eight weights, pulled upwards by a constant gradient of -1.
 //! let spec = WeightSpec {
 //!     rule: Rule::Consensus,
+//!     role: Role::Edge,
 //!     grid: Some(&Grid::prime()),
 //!     std: 0.4,
 //!     scale_per_std: 2.5,
@@ -24,12 +25,12 @@
 //!     many_micro_batches: false,
 //! };
 //! let mut weight = Weight::new("w", 0, (1, 8), vec![0.0; 8], &spec)?;
-//! let config = OptimConfig { scale_lr_ratio: 0.0, ..Default::default() };
+//! let config = OptimConfig { rule: Rule::Consensus, scale_lr_ratio: 0.0, ..Default::default() };
 //! let mut flips = 0;
 //! for step in 0..20 {
 //!     let ctx = StepContext { isa: Isa::best(), config: &config, seed: 1, step, rate: 1.0, micro_batches: 1 };
-//!     weight.begin_step(&ctx);
-//!     assert!(weight.accumulate(&ctx, 0, 0..1, &|_rows, grad| grad.fill(-1.0)));
+//!     weight.begin_step(&ctx)?;
+//!     assert!(weight.accumulate(&ctx, 0, 0..1, &|_rows, grad| grad.fill(-1.0))?);
 //!     weight.end_micro_batch(&ctx);
 //!     flips += weight.step(&ctx, 1.0).flips;
 //! }
@@ -39,23 +40,30 @@
 //! ```
 
 mod bytes;
-mod classic;
-mod consensus;
+mod config;
 mod error;
 mod float;
+mod orthogonal;
 mod parts;
+mod rows;
 mod rule;
+mod rules;
 mod state;
 mod tiles;
 mod weight;
 
 pub use bytes::WeightBytes;
-pub use classic::FLIP_STREAM;
-pub use consensus::{CAST_STREAM, Counted, LEAK_STREAM};
+pub use config::OptimConfig;
 pub use error::OptimError;
 pub use float::{FloatVector, StepContext};
-pub use parts::{CodeRule, ConsensusParts, ConsensusStep, FloatParts, WeightParts, adam_step};
-pub use rule::{OptimConfig, Rule};
+pub use parts::{
+    CodeRule, ConsensusParts, ConsensusStep, FloatParts, SpectralStep, WeightParts, adam_step,
+};
+pub use rows::tile_bytes_per_thread;
+pub use rule::{Counted, MatrixPlan, Role, Rule};
+pub use rules::classic::FLIP_STREAM;
+pub use rules::consensus::{CAST_STREAM, LEAK_STREAM};
+pub use rules::spectral::STEP_STREAM;
 pub use state::{Footprint, StatePart, StateVisitor, StepSums};
 pub use tiles::TILE_ROWS;
-pub use weight::{FlipStats, Weight, WeightSpec, tile_bytes_per_thread};
+pub use weight::{FlipStats, Weight, WeightSpec};

@@ -42,6 +42,8 @@ pub enum WeightParts<'a> {
     },
     /// The matrix itself, (rows, cols) float.
     Dense(FloatParts<'a>),
+    /// The state of a rule that no other device can take yet.
+    OnlyHere,
 }
 
 /// What moves codes.
@@ -92,12 +94,48 @@ impl ConsensusStep {
         let all = f64::from(1u32 << 24);
         let leak = (f64::from(ctx.rate) / f64::from(ctx.config.tau) * all).round();
         ConsensusStep {
-            votes_per_unit: ctx.config.eta * ctx.rate / (quantum * f32::from(ctx.micro_batches)),
+            votes_per_unit: ctx.config.elementwise_eta() * ctx.rate / (quantum * f32::from(ctx.micro_batches)),
             blend: [decay / bias, (1.0 - decay) / bias],
             leak_q24: leak.clamp(0.0, all) as u32,
         }
     }
 }
+
+/// The numbers of one step of rule `spectral` for one matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SpectralStep {
+    /// Votes of an element of an orthogonal step whose root mean square is 1: η·ρ / q.
+    pub votes_per_unit: f32,
+    /// Units of a gradient that is as large as the root mean square of its row, and the most that
+    /// one micro-batch can add: all of them together fit 16 bits.
+    pub units_per_rms: f32,
+    /// See `units_per_rms`.
+    pub most_units: f32,
+    /// What makes a running mean that began at zero one without bias.
+    pub bias: f32,
+}
+
+impl SpectralStep {
+    /// Of a matrix whose vote is worth `quantum` and whose statistics were updated `updates`
+    /// times.
+    pub fn new(ctx: &StepContext<'_>, quantum: f32, updates: f32) -> Self {
+        let most_units = (f32::from(i16::MAX) / f32::from(ctx.micro_batches)).floor();
+        let bias = 1.0 - ctx.config.stat_decay.powi(updates as i32);
+        SpectralStep {
+            votes_per_unit: ctx.config.spectral_eta() * ctx.rate / quantum,
+            units_per_rms: (most_units / LARGEST_GRADIENT).min(MOST_UNITS_PER_RMS),
+            most_units,
+            bias: if bias > 0.0 { bias.recip() } else { 0.0 },
+        }
+    }
+}
+
+/// Root mean squares of a row that a gradient may measure before it is cut off.
+const LARGEST_GRADIENT: f32 = 20.0;
+
+/// Units of a root mean square beyond which finer ones are of no use: rounding is then an error
+/// of half a percent.
+const MOST_UNITS_PER_RMS: f32 = 64.0;
 
 /// The numbers of one AdamW step at `rate` with weight decay `decay`.
 pub fn adam_step(ctx: &StepContext<'_>, rate: f32, decay: f32) -> AdamStep {

@@ -5,7 +5,8 @@
 use primal_kernels::{Isa, philox4x32};
 use primal_lut::{Grid, QuantMatrix, TensorFile, TensorFileWriter};
 use primal_optim::{
-    OptimConfig, Rule, StatePart, StateVisitor, StepContext, Weight, WeightBytes, WeightSpec,
+    MatrixPlan, OptimConfig, OptimError, Role, Rule, StatePart, StateVisitor, StepContext, Weight,
+    WeightBytes, WeightSpec,
 };
 use proptest::prelude::*;
 
@@ -17,6 +18,7 @@ fn spec(rule: Rule, grid: Option<&Grid>, many: bool) -> WeightSpec<'_> {
         scale_per_std: 3.5,
         group: 0,
         many_micro_batches: many,
+        role: Role::Hidden(&[]),
     }
 }
 
@@ -49,7 +51,7 @@ impl Run<'_> {
         let (rows, cols) = (weight.rows(), weight.cols());
         let mut now = vec![0.0; rows * cols];
         primal_kernels::fill_rows(ctx.isa, &*weight, 0..rows, &mut now);
-        weight.begin_step(&ctx);
+        weight.begin_step(&ctx).unwrap();
         for micro_batch in 0..self.micro_batches {
             let finite = weight.accumulate(&ctx, micro_batch, 0..rows, &|tile, grad| {
                 for (i, g) in (tile.start * cols..tile.end * cols).zip(grad) {
@@ -57,7 +59,7 @@ impl Run<'_> {
                     *g = now[i] - target(i) + spread * noise(step + 1, u32::from(micro_batch), i);
                 }
             });
-            assert!(finite);
+            assert!(finite.unwrap());
             weight.end_micro_batch(&ctx);
         }
         weight.step(&ctx, 1.0 / f32::from(self.micro_batches)).flips
@@ -106,12 +108,22 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn memory_is_what_the_plan_says(rows in 1usize..200, cols in 1usize..80, group in 0usize..99, many: bool, rule in 0usize..5, kind in 0usize..3) {
+    fn memory_is_what_the_plan_says(rows in 1usize..200, cols in 1usize..80, group in 0usize..99, many: bool, hidden: bool, rule in 0..Rule::ALL.len(), kind in 0usize..3) {
         let rule = Rule::ALL[rule];
         let grid = [Some(Grid::prime()), Some(Grid::fine()), None][kind].clone();
-        let spec = WeightSpec { group, ..spec(rule, grid.as_ref(), many) };
+        let (a, b) = (rows / 3, rows / 2 - rows / 3);
+        let stack = [a, b, rows - a - b].map(|it| it.max(1));
+        let stack = if stack.iter().sum::<usize>() == rows { &stack[..] } else { &[] };
+        let role = if hidden { Role::Hidden(stack) } else { Role::Edge };
+        let spec = WeightSpec { group, role, ..spec(rule, grid.as_ref(), many) };
         let weight = Weight::new("w", 0, (rows, cols), vec![0.1; rows * cols], &spec).unwrap();
-        let plan = WeightBytes::plan((rows, cols), grid.as_ref(), group, rule, many);
+        let plan = WeightBytes::plan(rule, &MatrixPlan {
+            size: (rows, cols),
+            grid: grid.as_ref(),
+            group,
+            many_micro_batches: many,
+            role,
+        });
         prop_assert_eq!(weight.allocated_bytes(), plan);
     }
 }
@@ -119,8 +131,10 @@ proptest! {
 #[test]
 fn a_discrete_weight_takes_one_and_a_half_bytes() {
     let grid = Grid::prime();
-    let weight = weight(Rule::Consensus, (64, 64), Some(&grid), true);
-    assert_eq!(weight.footprint().bytes_per_weight(), 1.5);
+    for rule in [Rule::Spectral, Rule::Consensus] {
+        let weight = weight(rule, (64, 64), Some(&grid), true);
+        assert_eq!(weight.footprint().bytes_per_weight(), 1.5);
+    }
 }
 
 #[test]
@@ -128,7 +142,7 @@ fn scales_of_groups_get_the_gradients_of_their_columns() {
     let grid = Grid::prime();
     let (rows, cols, group) = (70, 37, 16);
     let initial: Vec<f32> = (0..rows * cols).map(|i| 0.1 * noise(0, 0, i)).collect();
-    for rule in [Rule::Frozen, Rule::Consensus] {
+    for rule in [Rule::Frozen, Rule::Consensus, Rule::Spectral] {
         let spec = WeightSpec {
             group,
             ..spec(rule, Some(&grid), false)
@@ -146,13 +160,13 @@ fn scales_of_groups_get_the_gradients_of_their_columns() {
             rate: 1.0,
             micro_batches: 1,
         };
-        weight.begin_step(&ctx);
+        weight.begin_step(&ctx).unwrap();
         let finite = weight.accumulate(&ctx, 0, 0..rows, &|tile, grad| {
             for (i, g) in (tile.start * cols..tile.end * cols).zip(grad) {
                 *g = noise(1, 0, i);
             }
         });
-        assert!(finite);
+        assert!(finite.unwrap());
         let matrix = weight.quant().unwrap();
         for row in 0..rows {
             for part in 0..3 {
@@ -182,6 +196,7 @@ fn equal_scales_in_groups_vote_like_one_scale_a_row() {
     let size = (70, 64);
     let initial: Vec<f32> = (0..size.0 * size.1).map(|i| 0.1 * noise(0, 0, i)).collect();
     let config = OptimConfig {
+        rule: Rule::Consensus,
         scale_lr_ratio: 0.0,
         ..Default::default()
     };
@@ -214,7 +229,7 @@ fn equal_scales_in_groups_vote_like_one_scale_a_row() {
 
 #[test]
 fn one_and_two_threads_reach_the_same_state() {
-    for rule in Rule::ALL {
+    for &rule in Rule::ALL {
         for grid in [Grid::prime(), Grid::fine()] {
             for micro_batches in [1, 3] {
                 let states = [1, 2, 3].map(|threads| {
@@ -250,7 +265,7 @@ fn one_and_two_threads_reach_the_same_state() {
 
 #[test]
 fn a_reloaded_state_goes_on_bit_for_bit() {
-    for rule in Rule::ALL {
+    for &rule in Rule::ALL {
         let grid = Grid::prime();
         let config = OptimConfig {
             rule,
@@ -284,6 +299,10 @@ fn a_gradient_that_is_not_finite_casts_no_vote() {
         (Rule::Consensus, f32::NAN),
         (Rule::Consensus, f32::INFINITY),
         (Rule::Consensus, 1e30),
+        (Rule::Spectral, f32::NAN),
+        (Rule::Spectral, f32::INFINITY),
+        (Rule::Spectral, 1e30),
+        (Rule::Muon, f32::NAN),
         (Rule::Adamw, f32::NAN),
     ] {
         let grid = Grid::prime();
@@ -301,14 +320,14 @@ fn a_gradient_that_is_not_finite_casts_no_vote() {
         };
         let mut weight = weight(rule, (70, 8), Some(&grid), true);
         let before = state(&weight);
-        weight.begin_step(&ctx);
+        weight.begin_step(&ctx).unwrap();
         let finite = weight.accumulate(&ctx, 0, 0..70, &|tile, grad| {
             grad.fill(1.0);
             if tile.contains(&66) {
                 grad[(66 - tile.start) * 8 + 3] = bad;
             }
         });
-        assert!(!finite);
+        assert!(!finite.unwrap());
         weight.end_micro_batch(&ctx);
         weight.discard();
         assert!(state(&weight) == before, "{rule}");
@@ -353,6 +372,7 @@ fn the_step_does_not_depend_on_how_a_batch_is_cut() {
     // to must have the same size.
     let grid = Grid::prime();
     let config = OptimConfig {
+        rule: Rule::Consensus,
         tau: 1e6,
         ..Default::default()
     };
@@ -370,4 +390,81 @@ fn the_step_does_not_depend_on_how_a_batch_is_cut() {
         (cut / whole - 1.0).abs() < 0.1,
         "{whole} flips in one piece, {cut} in eight"
     );
+}
+
+#[test]
+fn misuse_is_an_error() {
+    let grid = Grid::prime();
+    let config = OptimConfig::default();
+    let ctx = StepContext {
+        isa: Isa::best(),
+        config: &config,
+        seed: 1,
+        step: 4,
+        rate: 1.0,
+        micro_batches: 2,
+    };
+    let fill = |_: std::ops::Range<usize>, grad: &mut [f32]| grad.fill(1.0);
+    for &rule in Rule::ALL {
+        let mut weight = weight(rule, (130, 8), Some(&grid), true);
+        let error = weight.accumulate(&ctx, 0, 0..64, &fill).unwrap_err();
+        assert!(matches!(error, OptimError::NotBegun { step: 4, .. }), "{rule}");
+        weight.begin_step(&ctx).unwrap();
+        for rows in [32..96, 64..131, 0..0] {
+            let error = weight.accumulate(&ctx, 0, rows, &fill).unwrap_err();
+            assert!(matches!(error, OptimError::Tiles { rows: 130, .. }), "{rule}: {error}");
+        }
+        assert!(weight.accumulate(&ctx, 0, 64..130, &fill).unwrap());
+        weight.step(&ctx, 1.0);
+        assert!(weight.accumulate(&ctx, 0, 0..64, &fill).is_err(), "{rule}: the step is over");
+    }
+    let mut undeclared = weight(Rule::Consensus, (64, 8), Some(&grid), false);
+    let error = undeclared.begin_step(&ctx).unwrap_err();
+    assert!(matches!(error, OptimError::MicroBatches(2)), "{error}");
+    let role = Role::Hidden(&[64, 32]);
+    let spec = WeightSpec { role, ..spec(Rule::Spectral, Some(&grid), true) };
+    assert!(Weight::new("w", 0, (64, 8), vec![0.0; 512], &spec).is_err());
+}
+
+#[test]
+fn a_spectral_step_is_the_same_however_its_batch_is_cut() {
+    // The same noisy gradient, whole or as the mean of eight: nearly the same flips.
+    let grid = Grid::prime();
+    let config = OptimConfig {
+        scale_lr_ratio: 0.0,
+        ..Default::default()
+    };
+    let codes = [1, 8].map(|micro_batches: u16| {
+        let mut weight = weight(Rule::Spectral, (64, 48), Some(&grid), true);
+        for step in 0..6 {
+            let ctx = StepContext {
+                isa: Isa::best(),
+                config: &config,
+                seed: 5,
+                step,
+                rate: 1.0,
+                micro_batches,
+            };
+            weight.begin_step(&ctx).unwrap();
+            for micro_batch in 0..micro_batches {
+                let piece = 8 / micro_batches;
+                let finite = weight.accumulate(&ctx, micro_batch, 0..64, &|tile, grad| {
+                    for (i, g) in (tile.start * 48..tile.end * 48).zip(grad) {
+                        let parts = u32::from(micro_batch * piece)..u32::from((micro_batch + 1) * piece);
+                        let sum: f32 = parts.map(|part| noise(step + 1, part, i)).sum();
+                        *g = sum / f32::from(piece);
+                    }
+                });
+                assert!(finite.unwrap());
+                weight.end_micro_batch(&ctx);
+            }
+            weight.step(&ctx, 1.0);
+        }
+        let matrix = weight.quant().unwrap();
+        (0..64).flat_map(|row| (0..48).map(move |col| (row, col))).map(|(row, col)| matrix.code(row, col)).collect::<Vec<_>>()
+    });
+    let start = weight(Rule::Spectral, (64, 48), Some(&grid), true);
+    let moved = codes[0].iter().enumerate().filter(|(i, code)| **code != start.quant().unwrap().code(i / 48, i % 48)).count();
+    let differ = codes[0].iter().zip(&codes[1]).filter(|(a, b)| a != b).count();
+    assert!(moved > 1000 && differ * 5 < moved, "{differ} of {moved} moved");
 }

@@ -18,6 +18,9 @@ pub struct FlipTable {
     pub up: [i16; 32],
     /// Votes to the next smaller value.
     pub down: [i16; 32],
+    /// Whether a weight flips when its ballot has passed half of them, and still spends all: code
+    /// and ballot then stand for a value to which the code is the nearest.
+    pub at_half: bool,
 }
 
 impl FlipTable {
@@ -44,12 +47,21 @@ impl FlipTable {
         let mut table = FlipTable {
             up: [0; 32],
             down: [0; 32],
+            at_half: false,
         };
         for code in codes {
             table.up[usize::from(code)] = votes(grid.gap_up(code));
             table.down[usize::from(code)] = votes(grid.gap_down(code));
         }
         table
+    }
+
+    /// The same gaps, left when half of one is passed.
+    pub fn at_half_a_gap(self) -> FlipTable {
+        FlipTable {
+            at_half: true,
+            ..self
+        }
     }
 }
 
@@ -65,8 +77,8 @@ pub struct CountStats {
 /// Counts a row: votes go into the ballot, the ballot leaks, and where it reaches the threshold
 /// the weight moves one rank and spends it. For every weight, in integers:
 /// b = clamp(b + votes, +-127); b -= sign(b) * ((|b| * leak_q24 + (uniform16 << 8)) >> 24);
-/// t = up\[code\] if b > 0 else down\[code\]; if t > 0 and |b| >= t then code += sign(b) and
-/// b -= sign(b) * t.
+/// t = up\[code\] if b > 0 else down\[code\]; if t > 0 and |b| >= t, or 2 |b| > t where the table is
+/// [`FlipTable::at_half`], then code += sign(b) and b -= sign(b) * t.
 ///
 /// `nibbles` is (cols.div_ceil(2)) u8 and `high` (cols.div_ceil(8)) u8 for a wide grid, packed
 /// as in [`crate::decode_values`]; `ballot` is (cols) i8; `votes` is (cols) i16 and is cleared.
@@ -100,23 +112,23 @@ pub fn count_row(
         ballot,
         votes: votes.unwrap_or_default(),
     };
-    match (is_wide, has_votes) {
-        (false, false) => dispatch!(
-            isa,
-            count::<false, false>(row_state, table, leak_q24, rng, row)
-        ),
-        (false, true) => dispatch!(
-            isa,
-            count::<false, true>(row_state, table, leak_q24, rng, row)
-        ),
-        (true, false) => dispatch!(
-            isa,
-            count::<true, false>(row_state, table, leak_q24, rng, row)
-        ),
-        (true, true) => dispatch!(
-            isa,
-            count::<true, true>(row_state, table, leak_q24, rng, row)
-        ),
+    macro_rules! count_as {
+        ($wide:literal, $votes:literal, $half:literal) => {
+            dispatch!(
+                isa,
+                count::<$wide, $votes, $half>(row_state, table, leak_q24, rng, row)
+            )
+        };
+    }
+    match (is_wide, has_votes, table.at_half) {
+        (false, false, false) => count_as!(false, false, false),
+        (false, false, true) => count_as!(false, false, true),
+        (false, true, false) => count_as!(false, true, false),
+        (false, true, true) => count_as!(false, true, true),
+        (true, false, false) => count_as!(true, false, false),
+        (true, false, true) => count_as!(true, false, true),
+        (true, true, false) => count_as!(true, true, false),
+        (true, true, true) => count_as!(true, true, true),
     }
 }
 
@@ -150,7 +162,7 @@ struct CountRow<'a> {
 }
 
 #[inline(always)]
-fn count<L: Lanes, const WIDE: bool, const VOTES: bool>(
+fn count<L: Lanes, const WIDE: bool, const VOTES: bool, const HALF: bool>(
     lanes: L,
     row_state: CountRow<'_>,
     table: &FlipTable,
@@ -159,7 +171,7 @@ fn count<L: Lanes, const WIDE: bool, const VOTES: bool>(
     row: u32,
 ) -> CountStats {
     let draws = Draws::new(rng, row);
-    let mut counter = Counter::<L, WIDE, VOTES>::new(lanes, table, leak_q24);
+    let mut counter = Counter::<L, WIDE, VOTES, HALF>::new(lanes, table, leak_q24);
     let (ballot, ballot_tail) = row_state.ballot.as_chunks_mut::<LANES>();
     let n_vectors = ballot.len();
     let (nibbles, nibble_tail) = row_state.nibbles.split_at_mut(n_vectors * 8);
@@ -220,7 +232,7 @@ fn count<L: Lanes, const WIDE: bool, const VOTES: bool>(
 }
 
 /// The state of counting one row.
-struct Counter<L: Lanes, const WIDE: bool, const VOTES: bool> {
+struct Counter<L: Lanes, const WIDE: bool, const VOTES: bool, const HALF: bool> {
     /// Narrow: thresholds down, then up, 16 each. Wide: thresholds down.
     down: L::T,
     /// Wide: thresholds up.
@@ -231,7 +243,9 @@ struct Counter<L: Lanes, const WIDE: bool, const VOTES: bool> {
     sum_votes_sq: L::I,
 }
 
-impl<L: Lanes, const WIDE: bool, const VOTES: bool> Counter<L, WIDE, VOTES> {
+impl<L: Lanes, const WIDE: bool, const VOTES: bool, const HALF: bool>
+    Counter<L, WIDE, VOTES, HALF>
+{
     #[inline(always)]
     fn new(lanes: L, table: &FlipTable, leak_q24: u32) -> Self {
         // No neighbour is a threshold that no ballot reaches.
@@ -289,7 +303,13 @@ impl<L: Lanes, const WIDE: bool, const VOTES: bool> Counter<L, WIDE, VOTES> {
         let size = lanes.sub_i(size, lanes.shr(lost, 24));
 
         let threshold = self.threshold(lanes, code, s);
-        let stays = lanes.gt_i(threshold, size);
+        let reach = if HALF {
+            // More than half: what is left over cannot turn the weight back at once.
+            lanes.add_i(lanes.shr(threshold, 1), lanes.splat_i(1))
+        } else {
+            threshold
+        };
+        let stays = lanes.gt_i(reach, size);
         self.flips += 16 - lanes.mask_bits(stays).count_ones();
         let size = lanes.select_i(stays, size, lanes.sub_i(size, threshold));
         let rank = lanes.or(s, lanes.splat_i(1));

@@ -351,7 +351,8 @@ impl Row {
             let code = code_at(&self.nibbles, self.high.as_deref(), c);
             let thresholds = if b > 0 { &table.up } else { &table.down };
             let t = i64::from(thresholds[usize::from(code)]);
-            if t > 0 && b.abs() >= t {
+            let reached = if table.at_half { 2 * b.abs() > t } else { b.abs() >= t };
+            if t > 0 && reached {
                 let moved = if b > 0 { code + 1 } else { code - 1 };
                 set_code(&mut self.nibbles, self.high.as_deref_mut(), c, moved);
                 b -= b.signum() * t;
@@ -393,8 +394,11 @@ impl Row {
 fn counting_equals_the_plain_rule() {
     let rng = rng();
     for grid in [Grid::prime(), Grid::fine(), Grid::linear()] {
-        for max_votes in [127, 9] {
-            let table = FlipTable::new(&grid, max_votes);
+        for (max_votes, at_half) in [(127, false), (9, false), (127, true), (9, true)] {
+            let table = FlipTable {
+                at_half,
+                ..FlipTable::new(&grid, max_votes)
+            };
             for (i, cols) in LENGTHS.into_iter().enumerate() {
                 let with_votes = i % 2 == 0 || max_votes == 9;
                 for leak in [0, 16_777, 1 << 22, 1 << 24] {

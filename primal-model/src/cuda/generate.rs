@@ -13,8 +13,8 @@ use primal_optim::FloatVector;
 
 use super::layers::{Angles, NormAt, upload_angles};
 use crate::block::Block;
-use crate::build::{Source, build};
-use crate::config::{Compute, Config, FeedForward, FloatPart};
+use crate::build::{Place, Source, build};
+use crate::config::{Compute, Config, FeedForward};
 use crate::device_ledger::{chunk_rows, matrix_bytes, widest_token};
 use crate::engine::GpuUse;
 use crate::error::ModelError;
@@ -166,9 +166,9 @@ impl Source<()> for Measure<'_> {
         size: (usize, usize),
         _std: f32,
         grid: &Grid,
-        part: FloatPart,
+        place: Place<'_>,
     ) -> Result<(), ModelError> {
-        let planned = (!self.config.model.is_float(part)).then_some(grid);
+        let planned = (!self.config.model.is_float(place.part)).then_some(grid);
         let info = self.from.checked_info(name, size, planned)?;
         let grid = info.as_ref().map(|info| (&info.grid, info.group));
         self.bytes.push(matrix_bytes(size, grid));
@@ -199,10 +199,10 @@ impl Source<DeviceWeights> for Upload<'_> {
         size: (usize, usize),
         std: f32,
         grid: &Grid,
-        part: FloatPart,
+        place: Place<'_>,
     ) -> Result<DeviceWeights, ModelError> {
         let (device, rows) = (self.device, 0..size.0);
-        let planned = (!self.config.model.is_float(part)).then_some(grid);
+        let planned = (!self.config.model.is_float(place.part)).then_some(grid);
         Ok(match self.from.checked_info(name, size, planned)? {
             Some(info) => {
                 let matrix = self.from.quant_rows(name, rows, &info, std)?;

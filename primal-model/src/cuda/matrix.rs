@@ -81,6 +81,11 @@ impl Matrix {
         let counter: Counter = (Arc::clone(&slot.sums.counted), 2 * slot.matrix);
         let (weights, learner) = match weight.parts_mut() {
             WeightParts::Still => (upload_still(device, weight, what)?, Learner::Still),
+            WeightParts::OnlyHere => {
+                return Err(CudaError::Unsupported(format!(
+                    "{name} learns by a rule that no GPU has"
+                )));
+            }
             WeightParts::Dense(_) => {
                 let weights = DeviceWeights::dense_in(floats, part.start, size)?;
                 (weights, Learner::Dense)
@@ -133,7 +138,7 @@ impl Matrix {
     /// Copies codes, and what the rule remembers, to `weight`; its float part is the arena's.
     pub(super) fn download(&self, weight: &mut Weight) -> Result<(), CudaError> {
         match weight.parts_mut() {
-            WeightParts::Still | WeightParts::Dense(_) => Ok(()),
+            WeightParts::Still | WeightParts::Dense(_) | WeightParts::OnlyHere => Ok(()),
             WeightParts::Shadow { matrix, .. } => {
                 self.download_codes(matrix)?;
                 let scales = self.weights.scales(0..self.weights.rows());

@@ -137,7 +137,7 @@ fn float_parts(param: ParamMut<'_>) -> Option<(Kind, FloatParts<'_>)> {
         }
         ParamMut::Vector(vector) => Some((Kind::Vector, vector.parts_mut())),
         ParamMut::Matrix(weight) => match weight.parts_mut() {
-            WeightParts::Still => None,
+            WeightParts::Still | WeightParts::OnlyHere => None,
             WeightParts::Dense(parts) | WeightParts::Shadow { latent: parts, .. } => {
                 Some((Kind::Matrix, parts))
             }

@@ -9,7 +9,7 @@
 use primal_kernels as kernels;
 use primal_kernels::{AttentionShape, Isa, MatrixRows};
 use primal_lut::Grid;
-use primal_optim::{FloatVector, StepContext, Weight};
+use primal_optim::{FloatVector, OptimError, StepContext, Weight};
 use rayon::prelude::*;
 
 use super::Symbol;
@@ -18,7 +18,7 @@ use super::data::{Batch, Sizes};
 use super::length::{Lengths, PLACE_FEATURES, with_neighbours, with_neighbours_backward};
 use crate::activations::TokenIndex;
 use crate::block::{Attention, Block, BlockActivations, Workspace};
-use crate::build::{Source, block};
+use crate::build::{Place, Source, block};
 use crate::config::{Compute, FloatPart};
 use crate::error::ModelError;
 use crate::layers::{Linear, Norm, NormStats, Param, ParamMut, Pieces};
@@ -73,7 +73,7 @@ impl AcousticModel {
             (Symbol::COUNT, c),
             std,
             &grid,
-            FloatPart::Embeddings,
+            Place::edge(FloatPart::Embeddings),
         )?;
         let blocks = |range: std::ops::Range<usize>, source: &mut dyn Source| {
             range
@@ -87,7 +87,7 @@ impl AcousticModel {
         };
         let linear = |name: &str, size: (usize, usize), source: &mut dyn Source| {
             Ok::<_, ModelError>(Linear {
-                weight: source.matrix(name, size, std, &grid, FloatPart::Mlp)?,
+                weight: source.matrix(name, size, std, &grid, Place::edge(FloatPart::Mlp))?,
                 bias: Some(source.vector(format!("{name}.bias"), size.0, 0.0)?),
             })
         };
@@ -234,17 +234,17 @@ impl AcousticModel {
         batch: &Batch,
         duration_weight: f32,
         acts: &mut VoiceActivations,
-    ) -> Option<Losses> {
+    ) -> Result<Option<Losses>, OptimError> {
         let losses = self.forward(ctx.isa, batch, acts);
         if !losses.mel.is_finite() || !losses.duration.is_finite() {
-            return None;
+            return Ok(None);
         }
         let frames = one_piece(micro_batch, batch.n_frames());
         let symbols = one_piece(micro_batch, batch.n_symbols());
-        let finite = self.backward_decoder(ctx, frames, batch, acts)
-            && self.backward_duration(ctx, symbols, batch, duration_weight, acts)
-            && self.backward_encoder(ctx, symbols, batch, acts);
-        finite.then_some(losses)
+        let finite = self.backward_decoder(ctx, frames, batch, acts)?
+            && self.backward_duration(ctx, symbols, batch, duration_weight, acts)?
+            && self.backward_encoder(ctx, symbols, batch, acts)?;
+        Ok(finite.then_some(losses))
     }
 
     /// From the mel error to the gradient of the encoded symbols, in `acts.d_encoded`.
@@ -254,7 +254,7 @@ impl AcousticModel {
         pieces: Pieces,
         batch: &Batch,
         acts: &mut VoiceActivations,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let (isa, n, c) = (ctx.isa, batch.n_frames(), self.shape.width);
         let ws = &mut acts.workspace;
         // The gradient of an absolute value is a sign; it takes the place of the prediction.
@@ -274,7 +274,7 @@ impl AcousticModel {
         let decoded = &acts.decoded[..n * c];
         let mut finite = self
             .mel
-            .backward(ctx, pieces, decoded, d_mel, d_decoded, &mut ws.linear);
+            .backward(ctx, pieces, decoded, d_mel, d_decoded, &mut ws.linear)?;
         let d_stream = &mut acts.d_stream[..n * c];
         d_stream.fill(0.0);
         self.decoder_norm.backward(
@@ -288,16 +288,16 @@ impl AcousticModel {
         let attention = attention(&self.shape, self.rope.as_ref(), &batch.frame_lengths);
         finite &= acts
             .decoder
-            .backward(ctx, &mut self.decoder, pieces, &attention, d_stream, ws);
+            .backward(ctx, &mut self.decoder, pieces, &attention, d_stream, ws)?;
         let places = &acts.places[..n * PLACE_FEATURES];
         // Nobody asks for the gradient of the places; the layer makes it all the same.
         let d_places = &mut acts.d_places[..n * PLACE_FEATURES];
         finite &= self
             .place
-            .backward(ctx, pieces, places, d_stream, d_places, &mut ws.linear);
+            .backward(ctx, pieces, places, d_stream, d_places, &mut ws.linear)?;
         let d_encoded = &mut acts.d_encoded[..batch.n_symbols() * c];
         acts.lengths.gather(isa, d_stream, c, d_encoded);
-        finite
+        Ok(finite)
     }
 
     /// From the duration error, added to the gradient of the encoded symbols.
@@ -308,7 +308,7 @@ impl AcousticModel {
         batch: &Batch,
         weight: f32,
         acts: &mut VoiceActivations,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let (isa, s, c) = (ctx.isa, batch.n_symbols(), self.shape.width);
         let linear = &mut acts.workspace.linear;
         let [first, second, last] = &mut self.duration;
@@ -328,19 +328,19 @@ impl AcousticModel {
             predicted,
             d_hidden,
             linear,
-        );
+        )?;
         kernels::gelu_backward(isa, &d.up[1][..s * p], d_hidden);
         let wide = s * NEIGHBOURS * p;
         let d_second = &mut d_wide[..wide];
-        finite &= second.backward(ctx, pieces, &d.wide[1][..wide], d_hidden, d_second, linear);
+        finite &= second.backward(ctx, pieces, &d.wide[1][..wide], d_hidden, d_second, linear)?;
         with_neighbours_backward(isa, d_second, p, lengths, d_hidden, false);
         kernels::gelu_backward(isa, &d.up[0][..s * p], d_hidden);
         let wide = s * NEIGHBOURS * c;
         let d_first = &mut d_wide[..wide];
-        finite &= first.backward(ctx, pieces, &d.wide[0][..wide], d_hidden, d_first, linear);
+        finite &= first.backward(ctx, pieces, &d.wide[0][..wide], d_hidden, d_first, linear)?;
         let d_encoded = &mut acts.d_encoded[..s * c];
         with_neighbours_backward(isa, d_first, c, lengths, d_encoded, true);
-        finite
+        Ok(finite)
     }
 
     /// From the gradient of the encoded symbols to votes of the encoder and the embedding.
@@ -350,7 +350,7 @@ impl AcousticModel {
         pieces: Pieces,
         batch: &Batch,
         acts: &mut VoiceActivations,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let (isa, s, c) = (ctx.isa, batch.n_symbols(), self.shape.width);
         let ws = &mut acts.workspace;
         let d_stream = &mut acts.d_stream[..s * c];
@@ -366,7 +366,7 @@ impl AcousticModel {
         let attention = attention(&self.shape, self.rope.as_ref(), &batch.symbol_lengths);
         let mut finite =
             acts.encoder
-                .backward(ctx, &mut self.encoder, pieces, &attention, d_stream, ws);
+                .backward(ctx, &mut self.encoder, pieces, &attention, d_stream, ws)?;
         acts.index.build(&batch.symbols);
         let index = &acts.index;
         finite &= self
@@ -378,9 +378,9 @@ impl AcousticModel {
                         kernels::add(isa, &d_stream[row * c..][..c], out);
                     }
                 }
-            });
+            })?;
         self.embedding.end_micro_batch(ctx);
-        finite
+        Ok(finite)
     }
 
     fn attention<'a>(&'a self, lengths: &'a [usize]) -> Attention<'a> {
@@ -466,15 +466,15 @@ impl Stack {
         attention: &Attention<'_>,
         dx: &mut [f32],
         ws: &mut Workspace,
-    ) -> bool {
+    ) -> Result<bool, OptimError> {
         let layers = blocks.iter_mut().zip(&self.inputs).zip(&mut self.kept);
         let mut finite = true;
         for ((block, x), kept) in layers.rev() {
             ws.linear.rewind();
             let x = &x[..dx.len()];
-            finite &= block.backward(ctx, pieces, attention, x, kept, dx, ws);
+            finite &= block.backward(ctx, pieces, attention, x, kept, dx, ws)?;
         }
-        finite
+        Ok(finite)
     }
 }
 

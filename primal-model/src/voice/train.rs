@@ -213,7 +213,7 @@ impl VoiceTrainer {
         while self.position.step < train.steps && !interrupted && !self.is_past_its_best() {
             let started = Instant::now();
             let rate = self.config.optim.rate(self.position.step, train.steps);
-            let (made, frames) = self.step(rate);
+            let (made, frames) = self.step(rate)?;
             let elapsed = started.elapsed().as_secs_f64();
             self.position.step += 1;
             self.position.tokens += frames;
@@ -286,7 +286,7 @@ impl VoiceTrainer {
     /// One optimizer step: every micro-batch forward and backward, then the count. Returns mean
     /// losses and the fraction of weights that flipped, or nothing where the step was not taken,
     /// and the frames that were looked at.
-    fn step(&mut self, rate: f32) -> (Option<(Losses, f64)>, u64) {
+    fn step(&mut self, rate: f32) -> Result<(Option<(Losses, f64)>, u64), ModelError> {
         let train = &self.config.train;
         let ctx = StepContext {
             isa: self.isa,
@@ -296,7 +296,7 @@ impl VoiceTrainer {
             rate,
             micro_batches: train.micro_batches as u16,
         };
-        self.model.begin_step(&ctx);
+        self.model.begin_step(&ctx)?;
         let per_micro_batch = train.batch / train.micro_batches;
         let mut at = u64::from(self.position.step) * train.batch as u64;
         let mut sum = Losses::default();
@@ -314,7 +314,7 @@ impl VoiceTrainer {
             let acts = &mut self.acts;
             let losses = self
                 .model
-                .forward_backward(&ctx, micro_batch, &self.batch, weight, acts);
+                .forward_backward(&ctx, micro_batch, &self.batch, weight, acts)?;
             let Some(losses) = losses else {
                 finite = false;
                 break;
@@ -325,12 +325,12 @@ impl VoiceTrainer {
         let norm = self.model.grad_norm(ctx.isa, ctx.micro_batches);
         if !finite || !norm.is_finite() {
             self.model.discard();
-            return (None, frames);
+            return Ok((None, frames));
         }
         let factor = grad_factor(self.config.optim.grad_clip, norm, ctx.micro_batches);
         let flips = self.model.step(&ctx, factor);
         let flip_rate = flips.flips as f64 / flips.weights.max(1) as f64;
-        (Some((sum, flip_rate)), frames)
+        Ok((Some((sum, flip_rate)), frames))
     }
 
     /// Whether as many evaluations as the configuration bears with brought nothing better.

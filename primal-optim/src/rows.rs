@@ -5,7 +5,8 @@ use std::ops::Range;
 use primal_kernels::Isa;
 use primal_lut::QuantMatrix;
 
-use crate::tiles::{SplitRows, TILE_ROWS, cut};
+use crate::rule::MakeRows;
+use crate::tiles::{SplitRows, TILE_ROWS, cut, for_each_tile};
 
 /// One row of a weight gradient, with what it takes to vote on it.
 pub(crate) struct GradientRow<'a> {
@@ -18,7 +19,7 @@ pub(crate) struct GradientRow<'a> {
 }
 
 /// Scale gradients of a range of rows.
-pub(super) struct ScaleRows<'a> {
+pub(crate) struct ScaleRows<'a> {
     first_row: usize,
     groups: usize,
     /// (rows, groups).
@@ -26,7 +27,7 @@ pub(super) struct ScaleRows<'a> {
 }
 
 impl<'a> ScaleRows<'a> {
-    pub(super) fn new(matrix: &QuantMatrix, rows: Range<usize>, grad: &'a mut [f32]) -> Self {
+    pub(crate) fn new(matrix: &QuantMatrix, rows: Range<usize>, grad: &'a mut [f32]) -> Self {
         let groups = matrix.groups_per_row();
         ScaleRows {
             first_row: rows.start,
@@ -38,11 +39,11 @@ impl<'a> ScaleRows<'a> {
     /// Makes the tile's gradient, adds dL/ds = Σ_j dL/dW_ij · grid[code_ij] over the columns of
     /// each scale and hands the row to `each`, which may refuse it. Returns the rows refused or
     /// not finite; `each` does not see the latter.
-    pub(super) fn accumulate(
+    pub(crate) fn accumulate(
         self,
         isa: Isa,
         matrix: &QuantMatrix,
-        make: &(impl Fn(Range<usize>, &mut [f32]) + Sync),
+        make: MakeRows<'_>,
         mut each: impl FnMut(GradientRow<'_>) -> bool,
     ) -> u32 {
         let (cols, groups) = (matrix.cols(), self.groups);
@@ -120,9 +121,17 @@ impl SplitRows for ScaleRows<'_> {
 }
 
 /// Kept gradient rows, (rows, cols) f32.
-pub(super) struct GradRows<'a> {
-    pub(super) cols: usize,
-    pub(super) grad: &'a mut [f32],
+pub(crate) struct GradRows<'a> {
+    pub(crate) first_row: usize,
+    pub(crate) cols: usize,
+    pub(crate) grad: &'a mut [f32],
+}
+
+impl GradRows<'_> {
+    /// Row `row` of the matrix.
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.grad[(row - self.first_row) * self.cols..][..self.cols]
+    }
 }
 
 impl SplitRows for GradRows<'_> {
@@ -132,41 +141,54 @@ impl SplitRows for GradRows<'_> {
 
     fn split_at(self, row: usize) -> (Self, Self) {
         let (left, right) = cut(self.grad, row, self.cols);
-        (
-            GradRows {
-                cols: self.cols,
-                grad: left,
-            },
-            GradRows {
-                cols: self.cols,
-                grad: right,
-            },
-        )
+        let part = |first_row, grad| GradRows {
+            first_row,
+            cols: self.cols,
+            grad,
+        };
+        (part(self.first_row, left), part(self.first_row + row, right))
     }
 }
 
+/// Adds the gradient of `rows` of a float matrix to `sum`, that of the whole matrix. Returns the
+/// tiles that were not finite.
+pub(crate) fn sum_gradient(
+    isa: Isa,
+    rows: Range<usize>,
+    cols: usize,
+    make: MakeRows<'_>,
+    sum: &mut [f32],
+) -> u32 {
+    let tiles = GradRows {
+        first_row: rows.start,
+        cols,
+        grad: &mut sum[rows.start * cols..rows.end * cols],
+    };
+    for_each_tile(tiles, &|sum: GradRows<'_>| {
+        with_tile(sum.grad.len(), |grad| {
+            make(sum.first_row..sum.first_row + sum.rows(), grad);
+            primal_kernels::add(isa, grad, sum.grad);
+            u32::from(!primal_kernels::all_finite(isa, grad))
+        })
+    })
+}
+
 /// Rows with no buffer of their own.
-pub(super) struct RowCount {
-    pub(super) first_row: usize,
-    pub(super) rows: usize,
+pub(crate) struct RowCount(usize);
+
+impl RowCount {
+    pub(crate) fn of(rows: &Range<usize>) -> Self {
+        RowCount(rows.len())
+    }
 }
 
 impl SplitRows for RowCount {
     fn rows(&self) -> usize {
-        self.rows
+        self.0
     }
 
     fn split_at(self, row: usize) -> (Self, Self) {
-        (
-            RowCount {
-                first_row: self.first_row,
-                rows: row,
-            },
-            RowCount {
-                first_row: self.first_row + row,
-                rows: self.rows - row,
-            },
-        )
+        (RowCount(row), RowCount(self.0 - row))
     }
 }
 
@@ -188,7 +210,7 @@ thread_local! {
 }
 
 /// Lends this thread's gradient tile buffer, which only grows.
-pub(super) fn with_tile<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+pub(crate) fn with_tile<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     // Taken out while in use: work that is stolen inside `work` may ask for a tile of its own.
     let mut buffer = TILE.with(std::cell::RefCell::take);
     if buffer.len() < len {

@@ -18,31 +18,42 @@
 use std::ops::Range;
 
 use primal_kernels::{
-    CastStats, FlipTable, VoteRng, cast_votes_i8, cast_votes_i16, count_row, gradient_row_stats,
+    CastStats, FlipTable, VoteRng, cast_votes_i8, cast_votes_i16, gradient_row_stats,
 };
-use primal_lut::{Grid, QuantMatrix, TensorFile};
+use primal_lut::{Grid, TensorFile};
 
-use crate::parts::{ConsensusParts, ConsensusStep};
-use crate::tiles::{SplitRows, TILE_ROWS, cut, for_each_tile};
-use crate::weight::GradientRow;
-use crate::{OptimError, StateVisitor, StepContext, StepSums};
+use super::codes::Codes;
+use crate::parts::{CodeRule, ConsensusParts, ConsensusStep};
+use crate::rows::GradientRow;
+use crate::rule::{
+    Counted, LearningRule, MakeRows, MatrixPlan, NewMatrix, Place, Values, ValuesMut, ValuesRef,
+};
+use crate::tiles::{SplitRows, TILE_ROWS, cut};
+use crate::{OptimError, StateVisitor, StepContext, StepSums, WeightBytes, WeightParts};
 
 /// Random stream of the cast.
 pub const CAST_STREAM: u8 = 0;
 /// Random stream of the leak.
 pub const LEAK_STREAM: u8 = 1;
 /// Votes that a ballot can hold either way.
-const MAX_VOTES: i16 = 127;
+pub(crate) const MAX_VOTES: i16 = 127;
 /// Least column statistic relative to the mean, against division by zero.
 const MIN_COLUMN: f32 = 1e-6;
 
-/// The state of the rule for one matrix.
+/// A matrix under this rule.
 #[derive(Clone, Debug)]
-pub(crate) struct Consensus {
+struct Consensus {
+    codes: Codes,
+    votes: Votes,
+}
+
+/// What the rule keeps of a matrix.
+#[derive(Clone, Debug)]
+struct Votes {
     /// (rows, cols) i8, persistent.
-    pub(crate) ballot: Vec<i8>,
+    ballot: Vec<i8>,
     /// (rows, cols) i16, the votes of this step; empty when a step is one micro-batch.
-    pub(crate) votes: Vec<i16>,
+    wide: Vec<i16>,
     table: FlipTable,
     /// Vote value q in units of the grid.
     quantum: f32,
@@ -71,21 +82,198 @@ pub(crate) struct Consensus {
     blend: [f32; 2],
 }
 
-impl Consensus {
-    pub(crate) fn new(grid: &Grid, rows: usize, cols: usize, many_micro_batches: bool) -> Self {
+pub(crate) fn begin(matrix: NewMatrix<'_>) -> Result<Box<dyn LearningRule>, OptimError> {
+    let codes = Codes::nearest(&matrix)?;
+    let votes = Votes::new(codes.matrix.grid(), matrix.size, matrix.many_micro_batches);
+    Ok(Box::new(Consensus { codes, votes }))
+}
+
+pub(crate) fn plan(matrix: &MatrixPlan<'_>) -> WeightBytes {
+    let (rows, cols) = (matrix.size.0 as u64, matrix.size.1 as u64);
+    let tiles = rows.div_ceil(TILE_ROWS as u64);
+    let wide = if matrix.many_micro_batches { 2 } else { 0 };
+    WeightBytes {
+        ballots: rows * cols,
+        votes: wide * rows * cols,
+        statistics: 4 * (2 * rows + 3 * cols + tiles * cols + 2 * tiles),
+        ..Codes::plan(matrix)
+    }
+}
+
+/// The weight value of one vote, in units of the grid: the widest gap takes all that fit.
+pub(crate) fn quantum(grid: &Grid) -> f32 {
+    let gaps = (0..grid.len() as u8).filter_map(|code| grid.gap_up(code));
+    gaps.fold(0.0, f32::max) / f32::from(MAX_VOTES)
+}
+
+impl LearningRule for Consensus {
+    fn values(&self) -> ValuesRef<'_> {
+        ValuesRef::Grid(&self.codes.matrix)
+    }
+
+    fn values_mut(&mut self) -> ValuesMut<'_> {
+        ValuesMut::Grid(&mut self.codes.matrix)
+    }
+
+    fn into_values(self: Box<Self>) -> Values {
+        Values::Grid(self.codes.matrix)
+    }
+
+    fn begin_step(&mut self, ctx: &StepContext<'_>) -> Result<(), OptimError> {
+        if ctx.micro_batches > 1 && self.votes.wide.is_empty() {
+            return Err(OptimError::MicroBatches(ctx.micro_batches));
+        }
+        self.votes.begin_step(ctx);
+        Ok(())
+    }
+
+    fn accumulate(&mut self, ctx: &StepContext<'_>, at: Place, make: MakeRows<'_>) -> u32 {
+        let caster = self.votes.caster(ctx, at.tensor, at.micro_batch);
+        let votes = self.votes.rows(at.rows.clone());
+        self.codes
+            .accumulate(ctx, at.rows, make, votes, &|row, votes| {
+                caster.cast(row, votes)
+            })
+    }
+
+    fn end_micro_batch(&mut self, _ctx: &StepContext<'_>) {
+        self.votes.end_micro_batch();
+    }
+
+    fn count(&mut self, ctx: &StepContext<'_>, tensor: u16, rows: Range<usize>) -> Counted {
+        let Votes {
+            ballot,
+            wide,
+            table,
+            quantum,
+            ..
+        } = &mut self.votes;
+        let leak = ConsensusStep::new(ctx, *quantum, 0.0).leak_q24;
+        let rng = VoteRng {
+            seed: ctx.seed,
+            stream: LEAK_STREAM,
+            step: ctx.step,
+            tensor,
+            micro_batch: 0,
+        };
+        self.codes
+            .count(ctx.isa, rows, ballot, wide, table, leak, &rng)
+    }
+
+    fn finish_step(&mut self, ctx: &StepContext<'_>, grad_factor: f32, counted: Counted) -> u64 {
+        self.votes.update_statistics(ctx, counted.sum_votes_sq);
+        self.codes.step_scales(ctx, grad_factor);
+        0
+    }
+
+    fn discard(&mut self) {
+        self.codes.scales.grad.fill(0.0);
+        self.votes.wide.fill(0);
+        self.votes.clear_step();
+    }
+
+    fn forget(&mut self) {
+        self.votes.ballot.fill(0);
+    }
+
+    fn float_gradient(&self) -> &[f32] {
+        &self.codes.scales.grad
+    }
+
+    fn step_sums(&mut self, to: &mut dyn StepSums) {
+        to.f32(&mut self.codes.scales.grad);
+        self.votes.step_sums(to);
+    }
+
+    fn votes_mut(&mut self) -> &mut [i16] {
+        &mut self.votes.wide
+    }
+
+    fn ballot(&self) -> &[i8] {
+        &self.votes.ballot
+    }
+
+    fn ballot_mut(&mut self) -> &mut [i8] {
+        &mut self.votes.ballot
+    }
+
+    fn visit<'a>(&'a self, name: &str, to: &mut dyn StateVisitor<'a>) {
+        let votes = &self.votes;
+        let (rows, cols) = (votes.row_mean.len(), votes.cols);
+        self.codes.visit(name, to);
+        to.i8(&format!("{name}.ballot"), &[rows, cols], &votes.ballot);
+        to.f32(&format!("{name}.row_mean"), &[rows], &votes.row_mean);
+        to.f32(&format!("{name}.col_mean"), &[cols], &votes.col_mean);
+        to.f32(&format!("{name}.moments"), &[3], &votes.moments);
+    }
+
+    fn load(&mut self, name: &str, file: &TensorFile) -> Result<(), OptimError> {
+        let votes = &mut self.votes;
+        let (rows, cols) = (votes.row_mean.len(), votes.cols);
+        self.codes.load(name, file)?;
+        votes.ballot = file.i8(&format!("{name}.ballot"), &[rows, cols])?;
+        votes.row_mean = file.f32(&format!("{name}.row_mean"), &[rows])?;
+        votes.col_mean = file.f32(&format!("{name}.col_mean"), &[cols])?;
+        let moments = file.f32(&format!("{name}.moments"), &[3])?;
+        votes.moments.copy_from_slice(&moments);
+        Ok(())
+    }
+
+    fn bytes(&self) -> WeightBytes {
+        let votes = &self.votes;
+        let floats = [
+            &votes.row_mean,
+            &votes.col_mean,
+            &votes.row_sum,
+            &votes.col_sum,
+            &votes.tile_col,
+            &votes.col_factor,
+        ];
+        let floats: usize = floats.iter().map(|values| values.len()).sum();
+        let casts = std::mem::size_of_val(votes.tile_cast.as_slice());
+        WeightBytes {
+            ballots: votes.ballot.len() as u64,
+            votes: 2 * votes.wide.len() as u64,
+            statistics: (4 * floats + casts) as u64,
+            ..self.codes.bytes()
+        }
+    }
+
+    fn persistent_bytes(&self) -> (u64, u64) {
+        let votes = &self.votes;
+        let statistics = votes.row_mean.len() + votes.col_mean.len() + votes.moments.len();
+        (
+            votes.ballot.len() as u64,
+            self.codes.scales.bytes() + 4 * statistics as u64,
+        )
+    }
+
+    fn parts_mut(&mut self) -> WeightParts<'_> {
+        let Consensus { codes, votes } = self;
+        codes.parts_mut(CodeRule::Consensus(ConsensusParts {
+            ballot: &mut votes.ballot,
+            row_mean: &mut votes.row_mean,
+            col_mean: &mut votes.col_mean,
+            moments: &mut votes.moments,
+            table: &votes.table,
+            quantum: votes.quantum,
+        }))
+    }
+
+    fn boxed(&self) -> Box<dyn LearningRule> {
+        Box::new(self.clone())
+    }
+}
+
+impl Votes {
+    fn new(grid: &Grid, (rows, cols): (usize, usize), many_micro_batches: bool) -> Self {
         let n_tiles = rows.div_ceil(TILE_ROWS);
-        let largest_gap = (0..grid.len() as u8)
-            .filter_map(|code| grid.gap_up(code))
-            .fold(0.0, f32::max);
-        Consensus {
+        let wide = if many_micro_batches { rows * cols } else { 0 };
+        Votes {
             ballot: vec![0; rows * cols],
-            votes: if many_micro_batches {
-                vec![0; rows * cols]
-            } else {
-                Vec::new()
-            },
+            wide: vec![0; wide],
             table: FlipTable::new(grid, MAX_VOTES),
-            quantum: largest_gap / f32::from(MAX_VOTES),
+            quantum: quantum(grid),
             cols,
             row_mean: vec![0.0; rows],
             col_mean: vec![0.0; cols],
@@ -102,7 +290,7 @@ impl Consensus {
         }
     }
 
-    pub(crate) fn begin_step(&mut self, ctx: &StepContext<'_>) {
+    fn begin_step(&mut self, ctx: &StepContext<'_>) {
         let [a, b, updates] = self.moments;
         self.blend = ConsensusStep::new(ctx, self.quantum, updates).blend;
 
@@ -133,18 +321,13 @@ impl Consensus {
         self.rounding_var = 0.0;
     }
 
-    pub(crate) fn discard(&mut self) {
-        self.votes.fill(0);
-        self.clear_step();
-    }
-
     /// Votes that one unit of normalised gradient casts in a micro-batch: η·ρ/(q·M).
     fn votes_per_unit(&self, ctx: &StepContext<'_>) -> f32 {
         ConsensusStep::new(ctx, self.quantum, 0.0).votes_per_unit
     }
 
     /// The factors of a micro-batch, copied so that the rows can be borrowed mutably beside it.
-    pub(crate) fn caster(&self, ctx: &StepContext<'_>, tensor: u16, micro_batch: u16) -> Caster {
+    fn caster(&self, ctx: &StepContext<'_>, tensor: u16, micro_batch: u16) -> Caster {
         let unit = self.votes_per_unit(ctx) * self.noise_factor;
         Caster {
             isa: ctx.isa,
@@ -162,14 +345,14 @@ impl Consensus {
     }
 
     /// The buffers of `rows`, whose start is a multiple of [`TILE_ROWS`].
-    pub(crate) fn rows(&mut self, rows: Range<usize>) -> VoteRows<'_> {
+    fn rows(&mut self, rows: Range<usize>) -> VoteRows<'_> {
         let cols = self.cols;
         let tiles = rows.start / TILE_ROWS..rows.end.div_ceil(TILE_ROWS);
         let elements = rows.start * cols..rows.end * cols;
-        let target = if self.votes.is_empty() {
+        let target = if self.wide.is_empty() {
             Target::Ballot(&mut self.ballot[elements])
         } else {
-            Target::Wide(&mut self.votes[elements])
+            Target::Wide(&mut self.wide[elements])
         };
         VoteRows {
             first_row: rows.start,
@@ -183,7 +366,7 @@ impl Consensus {
         }
     }
 
-    pub(crate) fn end_micro_batch(&mut self) {
+    fn end_micro_batch(&mut self) {
         // A micro-batch is summed on its own first: ranks compute theirs apart from each other.
         let (first, others) = self.tile_col.split_at_mut(self.cols);
         for tile in others.chunks_exact_mut(self.cols) {
@@ -205,57 +388,15 @@ impl Consensus {
     }
 
     /// Walks over the float sums of the step so far.
-    pub(crate) fn step_sums(&mut self, to: &mut dyn StepSums) {
+    fn step_sums(&mut self, to: &mut dyn StepSums) {
         to.f32(&mut self.row_sum);
         to.f32(&mut self.col_sum);
         to.f64(&mut self.expected_sq);
         to.f64(&mut self.rounding_var);
     }
 
-    /// Counts the votes of the step in `rows` and flips.
-    pub(crate) fn count(
-        &mut self,
-        ctx: &StepContext<'_>,
-        tensor: u16,
-        matrix: &mut QuantMatrix,
-        rows: Range<usize>,
-    ) -> Counted {
-        let leak = ConsensusStep::new(ctx, self.quantum, 0.0).leak_q24;
-        let rng = VoteRng {
-            seed: ctx.seed,
-            stream: LEAK_STREAM,
-            step: ctx.step,
-            tensor,
-            micro_batch: 0,
-        };
-        let (cols, row_bytes, high_row_bytes) =
-            (matrix.cols(), matrix.row_bytes(), matrix.high_row_bytes());
-        let (nibbles, high, _) = matrix.planes_mut();
-        let of_width = |width: usize| rows.start * width..rows.end * width;
-        let votes = if self.votes.is_empty() {
-            &mut []
-        } else {
-            &mut self.votes[of_width(cols)]
-        };
-        let tiles = CountRows {
-            first_row: rows.start,
-            rows: rows.len(),
-            cols,
-            row_bytes,
-            high_row_bytes,
-            nibbles: &mut nibbles[of_width(row_bytes)],
-            high: high.map(|high| &mut high[of_width(high_row_bytes)]),
-            ballot: &mut self.ballot[of_width(cols)],
-            votes,
-        };
-        let table = &self.table;
-        for_each_tile(tiles, &|tile: CountRows<'_>| {
-            tile.count(ctx.isa, table, leak, &rng)
-        })
-    }
-
     /// Updates the statistics after all rows are counted.
-    pub(crate) fn update_statistics(&mut self, ctx: &StepContext<'_>, sum_votes_sq: i64) {
+    fn update_statistics(&mut self, ctx: &StepContext<'_>, sum_votes_sq: i64) {
         let decay = ctx.config.stat_decay;
         let m = f32::from(ctx.micro_batches);
         for (mean, sum) in self.row_mean.iter_mut().zip(&self.row_sum) {
@@ -267,7 +408,7 @@ impl Consensus {
         }
         let unit = f64::from(self.votes_per_unit(ctx));
         let [a, b, updates] = &mut self.moments;
-        if !self.votes.is_empty() && unit > 0.0 {
+        if !self.wide.is_empty() && unit > 0.0 {
             // In units of one vote per unit of gradient, so that the schedule drops out.
             let summed_sq = ((sum_votes_sq as f64 - self.rounding_var) / (unit * unit)) as f32;
             *a = decay * *a + (1.0 - decay) * summed_sq;
@@ -275,66 +416,10 @@ impl Consensus {
         }
         *updates += 1.0;
     }
-
-    /// The state, for another device.
-    pub(crate) fn parts(&mut self) -> ConsensusParts<'_> {
-        ConsensusParts {
-            ballot: &mut self.ballot,
-            row_mean: &mut self.row_mean,
-            col_mean: &mut self.col_mean,
-            moments: &mut self.moments,
-            table: &self.table,
-            quantum: self.quantum,
-        }
-    }
-
-    /// (ballots, wide votes, statistics) as allocated.
-    pub(crate) fn allocated_bytes(&self) -> (u64, u64, u64) {
-        let floats = [
-            &self.row_mean,
-            &self.col_mean,
-            &self.row_sum,
-            &self.col_sum,
-            &self.tile_col,
-            &self.col_factor,
-        ];
-        let floats: usize = floats.iter().map(|values| values.len()).sum();
-        let casts = std::mem::size_of_val(self.tile_cast.as_slice());
-        (
-            self.ballot.len() as u64,
-            2 * self.votes.len() as u64,
-            (4 * floats + casts) as u64,
-        )
-    }
-
-    pub(crate) fn statistics_bytes(&self) -> u64 {
-        4 * (self.row_mean.len() + self.col_mean.len() + self.moments.len()) as u64
-    }
-
-    pub(crate) fn visit<'a>(&'a self, name: &str, rows: usize, to: &mut dyn StateVisitor<'a>) {
-        to.i8(&format!("{name}.ballot"), &[rows, self.cols], &self.ballot);
-        to.f32(&format!("{name}.row_mean"), &[rows], &self.row_mean);
-        to.f32(&format!("{name}.col_mean"), &[self.cols], &self.col_mean);
-        to.f32(&format!("{name}.moments"), &[3], &self.moments);
-    }
-
-    pub(crate) fn load(
-        &mut self,
-        name: &str,
-        (rows, cols): (usize, usize),
-        file: &TensorFile,
-    ) -> Result<(), OptimError> {
-        self.ballot = file.i8(&format!("{name}.ballot"), &[rows, cols])?;
-        self.row_mean = file.f32(&format!("{name}.row_mean"), &[rows])?;
-        self.col_mean = file.f32(&format!("{name}.col_mean"), &[cols])?;
-        let moments = file.f32(&format!("{name}.moments"), &[3])?;
-        self.moments.copy_from_slice(&moments);
-        Ok(())
-    }
 }
 
 /// Casts the votes of one micro-batch, row by row.
-pub(crate) struct Caster {
+struct Caster {
     isa: primal_kernels::Isa,
     /// Votes per unit of normalised gradient, noise correction included.
     unit: f32,
@@ -346,7 +431,7 @@ pub(crate) struct Caster {
 
 impl Caster {
     /// Casts the votes of a row. Refuses one whose squares are not finite.
-    pub(crate) fn cast(&self, row: &GradientRow<'_>, to: &mut VoteRows<'_>) -> bool {
+    fn cast(&self, row: &GradientRow<'_>, to: &mut VoteRows<'_>) -> bool {
         let i = row.row - to.first_row;
         let tile = i / TILE_ROWS;
         let cols = to.cols;
@@ -408,7 +493,7 @@ enum Target<'a> {
 }
 
 /// Buffers of a range of rows during the cast.
-pub(crate) struct VoteRows<'a> {
+struct VoteRows<'a> {
     first_row: usize,
     cols: usize,
     col_factor: &'a [f32],
@@ -465,127 +550,3 @@ impl SplitRows for VoteRows<'_> {
     }
 }
 
-/// What a count of some rows of a matrix gave: sums whose order does not matter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Weights that moved.
-    pub flips: u64,
-    /// Sum of the squares of their summed votes, 0 where the rule does not use it.
-    pub sum_votes_sq: i64,
-}
-
-impl std::ops::Add for Counted {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Counted {
-            flips: self.flips + other.flips,
-            sum_votes_sq: self.sum_votes_sq + other.sum_votes_sq,
-        }
-    }
-}
-
-/// Buffers of a range of rows during the count.
-struct CountRows<'a> {
-    first_row: usize,
-    rows: usize,
-    cols: usize,
-    row_bytes: usize,
-    high_row_bytes: usize,
-    nibbles: &'a mut [u8],
-    high: Option<&'a mut [u8]>,
-    ballot: &'a mut [i8],
-    /// Empty when votes went straight into the ballot.
-    votes: &'a mut [i16],
-}
-
-impl CountRows<'_> {
-    fn count(
-        self,
-        isa: primal_kernels::Isa,
-        table: &FlipTable,
-        leak: u32,
-        rng: &VoteRng,
-    ) -> Counted {
-        let mut high = self
-            .high
-            .map(|high| high.chunks_exact_mut(self.high_row_bytes));
-        let mut votes = self.votes.chunks_exact_mut(self.cols);
-        let mut total = Counted {
-            flips: 0,
-            sum_votes_sq: 0,
-        };
-        let rows = self
-            .nibbles
-            .chunks_exact_mut(self.row_bytes)
-            .zip(self.ballot.chunks_exact_mut(self.cols));
-        for (i, (nibbles, ballot)) in rows.enumerate() {
-            let high = high.as_mut().and_then(Iterator::next);
-            let row = (self.first_row + i) as u32;
-            let stats = count_row(
-                isa,
-                nibbles,
-                high,
-                self.cols,
-                ballot,
-                votes.next(),
-                table,
-                leak,
-                rng,
-                row,
-            );
-            total.flips += u64::from(stats.flips);
-            total.sum_votes_sq += stats.sum_votes_sq;
-        }
-        total
-    }
-}
-
-impl SplitRows for CountRows<'_> {
-    fn rows(&self) -> usize {
-        self.rows
-    }
-
-    fn split_at(self, row: usize) -> (Self, Self) {
-        let CountRows {
-            first_row,
-            rows,
-            cols,
-            row_bytes,
-            high_row_bytes,
-            ..
-        } = self;
-        let (nibbles_a, nibbles_b) = cut(self.nibbles, row, row_bytes);
-        let (high_a, high_b) = match self.high {
-            Some(high) => {
-                let (a, b) = cut(high, row, high_row_bytes);
-                (Some(a), Some(b))
-            }
-            None => (None, None),
-        };
-        let (ballot_a, ballot_b) = cut(self.ballot, row, cols);
-        let (votes_a, votes_b) = cut(self.votes, row, cols);
-        let part = |first_row, rows, nibbles, high, ballot, votes| CountRows {
-            first_row,
-            rows,
-            cols,
-            row_bytes,
-            high_row_bytes,
-            nibbles,
-            high,
-            ballot,
-            votes,
-        };
-        (
-            part(first_row, row, nibbles_a, high_a, ballot_a, votes_a),
-            part(
-                first_row + row,
-                rows - row,
-                nibbles_b,
-                high_b,
-                ballot_b,
-                votes_b,
-            ),
-        )
-    }
-}
