@@ -104,6 +104,63 @@ pub fn matmul_tn_tile(
     }
 }
 
+/// Rows of a block of a symmetric product.
+const BLOCK: usize = 64;
+
+/// C (m, m) = A Bᵀ of A and B (m, k), where the product is known to be symmetric: A = B, or both
+/// symmetric and commuting. Only blocks on and below the diagonal are computed, the others are
+/// copies of them, so that C is symmetric to the bit.
+///
+/// # Panics
+/// If the lengths do not agree or a size is 0.
+pub fn symmetric_nt(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize) {
+    assert_eq!([a.len(), b.len()], [m * k; 2], "a and b are (m, k)");
+    symmetric(c, m, &|rows, cols, c| {
+        let a = View::rows(&a[rows.start * k..rows.end * k], k);
+        let b = View::rows(&b[..cols * k], k).transposed();
+        multiply((rows.len(), cols, k), a, b, c, m, false);
+    });
+}
+
+/// C (m, m) = Xᵀ X of X (n, m), symmetric to the bit.
+///
+/// # Panics
+/// If the lengths do not agree or a size is 0.
+pub fn symmetric_tn(x: &[f32], c: &mut [f32], n: usize, m: usize) {
+    assert_eq!(x.len(), n * m, "x is (n, m)");
+    symmetric(c, m, &|rows, cols, c| {
+        for start in (0..n).step_by(CHUNK_DEPTH) {
+            let depth = CHUNK_DEPTH.min(n - start);
+            let x = &x[start * m..];
+            let a = View::rows(&x[rows.start..], m).transposed();
+            let b = View::rows(x, m);
+            multiply((rows.len(), cols, depth), a, b, c, m, start > 0);
+        }
+    });
+}
+
+/// Lets `block(rows, cols, out)` compute the first `cols` columns of some rows, as many as reach
+/// the diagonal, and mirrors them.
+fn symmetric(
+    c: &mut [f32],
+    m: usize,
+    block: &(dyn Fn(Range<usize>, usize, &mut [f32]) + Sync),
+) {
+    assert!(m > 0 && c.len() == m * m, "c is (m, m)");
+    c.par_chunks_mut(BLOCK * m)
+        .enumerate()
+        .for_each(|(i, c)| {
+            let rows = i * BLOCK..i * BLOCK + c.len() / m;
+            block(rows.clone(), rows.end, c);
+        });
+    for row in 0..m {
+        // A block on the diagonal is computed whole; its lower half counts.
+        for col in 0..row {
+            c[col * m + row] = c[row * m + col];
+        }
+    }
+}
+
 /// y (n, cols) (+)= a (n, depth) b (depth, cols), chunk by chunk in parallel.
 fn multiply_chunks(
     a: &[f32],
@@ -268,6 +325,24 @@ mod tests {
         (385, 40, 64),
         (130, 96, 300),
     ];
+
+    #[test]
+    fn symmetric_products_equal_whole_ones() {
+        for (m, k) in [(1, 1), (5, 3), (64, 70), (65, 300), (130, 64)] {
+            let x = noise(m * k, 1);
+            let mut found = vec![f32::NAN; m * m];
+            symmetric_nt(&x, &x, &mut found, m, k);
+            let at = |r: usize, c: usize, d: usize| f64::from(x[r * k + d]) * f64::from(x[c * k + d]);
+            assert_close(&found, &oracle(m, m, k, at), 1e-5, "nt");
+            assert!((0..m * m).all(|i| found[i] == found[i % m * m + i / m]));
+
+            let turned: Vec<f32> = (0..k * m).map(|i| x[i % m * k + i / m]).collect();
+            let mut found = vec![f32::NAN; m * m];
+            symmetric_tn(&turned, &mut found, k, m);
+            assert_close(&found, &oracle(m, m, k, at), 1e-5, "tn");
+            assert!((0..m * m).all(|i| found[i] == found[i % m * m + i / m]));
+        }
+    }
 
     fn oracle(
         n: usize,

@@ -83,7 +83,10 @@ pub use attention::{
 pub use bandwidth::{read_bandwidth, read_rate};
 pub use conv::{Conv1d, conv1d_weight_gradient};
 pub use counting::CountingAllocator;
-pub use dense::{GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile};
+pub use dense::{
+    GEMM_BYTES_PER_THREAD, inside_gemm, matmul_nn, matmul_nt, matmul_tn_tile, symmetric_nt,
+    symmetric_tn,
+};
 pub use error::KernelError;
 pub use grid::{add_scaled, decode_row, decode_values, dot, matvec};
 pub use huge::{HugeArena, HugeBytes, LargePages};

@@ -1,13 +1,14 @@
 //! Orthogonalising: the nearest matrix all of whose singular values are near 1.
 //!
-//! Newton-Schulz iterations X ← a X + (b A + c A²) X with A = X Xᵀ, from X = G / ‖G‖, on the
-//! shorter side (Jordan et al. 2024, "Muon"). Everything is float32 products of fixed cuts, so
-//! that the result does not depend on the number of threads.
+//! Newton-Schulz iterations X ← (a I + b A + c A²) X with A = X Xᵀ, from X = G / ‖G‖, on the
+//! shorter side (Jordan et al. 2024, "Muon"). Each is a polynomial of the first A times G: so all
+//! of them are made of symmetric matrices of the shorter side, of which half is computed, and G is
+//! multiplied once, at the end. Everything is float32 products of fixed cuts: the result does not
+//! depend on the number of threads.
 
 use std::cell::RefCell;
 
-use primal_kernels::{matmul_nn, matmul_nt, matmul_tn_tile};
-use rayon::prelude::*;
+use primal_kernels::{matmul_nn, symmetric_nt, symmetric_tn};
 
 use crate::OptimError;
 
@@ -53,10 +54,10 @@ thread_local! {
     static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Elements of the buffers: the matrix, a product of its size and two of the shorter side's.
+/// Elements of the buffers: the matrix, a product of its size and four of the shorter side's.
 fn scratch_len(rows: usize, cols: usize) -> usize {
     let short = rows.min(cols);
-    2 * rows * cols + 2 * short * short
+    2 * rows * cols + 4 * short * short
 }
 
 /// Bytes that the thread which takes steps comes to hold for a matrix (rows, cols) whose gradient
@@ -107,8 +108,10 @@ impl Stacked<'_> {
 fn orthogonalise(x: &mut [f32], (rows, cols): (usize, usize), work: &mut [f32]) {
     let (short, long) = (rows.min(cols), rows.max(cols));
     let (y, work) = work.split_at_mut(rows * cols);
-    let (gram, work) = work.split_at_mut(short * short);
-    let square = &mut work[..short * short];
+    let mut buffers = work.chunks_exact_mut(short * short);
+    let mut buffer = || buffers.next().unwrap_or_default();
+    let (gram, step, product, spare) = (buffer(), buffer(), buffer(), buffer());
+    let is_tall = rows > cols;
 
     let sum_sq: f64 = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
     if sum_sq == 0.0 {
@@ -116,37 +119,43 @@ fn orthogonalise(x: &mut [f32], (rows, cols): (usize, usize), work: &mut [f32]) 
     }
     let scale = sum_sq.sqrt().recip() as f32;
     x.iter_mut().for_each(|value| *value *= scale);
-    for [a, b, c] in ITERATIONS {
-        if rows <= cols {
-            matmul_nt(x, x, gram, short, short, long, PIECE_ROWS, false);
+    if is_tall {
+        symmetric_tn(x, gram, long, short);
+    } else {
+        symmetric_nt(x, x, gram, short, long);
+    }
+    for (i, [a, b, c]) in ITERATIONS.into_iter().enumerate() {
+        symmetric_nt(gram, gram, step, short, short);
+        for (row, (step, gram)) in step
+            .chunks_exact_mut(short)
+            .zip(gram.chunks_exact(short))
+            .enumerate()
+        {
+            for (step, gram) in step.iter_mut().zip(gram) {
+                *step = b * gram + c * *step;
+            }
+            step[row] += a;
+        }
+        if i == 0 {
+            product.copy_from_slice(step);
         } else {
-            matmul_tn(x, x, gram, long, short, short, PIECE_ROWS);
+            symmetric_nt(step, product, spare, short, short);
+            product.copy_from_slice(spare);
         }
-        matmul_nn(gram, gram, square, short, short, short, PIECE_ROWS, false);
-        for (gram, square) in gram.iter_mut().zip(&*square) {
-            *gram = b * *gram + c * square;
-        }
-        if rows <= cols {
-            matmul_nn(gram, x, y, short, short, long, PIECE_ROWS, false);
-        } else {
-            matmul_nn(x, gram, y, long, short, short, PIECE_ROWS, false);
-        }
-        for (x, y) in x.iter_mut().zip(&*y) {
-            *x = a * *x + y;
+        if i + 1 < ITERATIONS.len() {
+            symmetric_nt(step, gram, spare, short, short);
+            symmetric_nt(spare, step, gram, short, short);
         }
     }
+    if is_tall {
+        matmul_nn(x, product, y, long, short, short, PIECE_ROWS, false);
+    } else {
+        matmul_nn(product, x, y, short, short, long, PIECE_ROWS, false);
+    }
     let unit = (long as f32).sqrt();
-    x.iter_mut().for_each(|value| *value *= unit);
-}
-
-/// z (m, k) = xᵀ y of x (n, m) and y (n, k).
-fn matmul_tn(x: &[f32], y: &[f32], z: &mut [f32], n: usize, m: usize, k: usize, piece_rows: usize) {
-    z.par_chunks_mut(piece_rows * k)
-        .enumerate()
-        .for_each(|(piece, z)| {
-            let first = piece * piece_rows;
-            matmul_tn_tile(x, y, n, m, k, first..first + z.len() / k, z, false);
-        });
+    for (x, y) in x.iter_mut().zip(&*y) {
+        *x = unit * y;
+    }
 }
 
 #[cfg(test)]
