@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 
-use ptx_interpreter::{Kernel, Launch, Memory, launch, parse};
+use ptx_interpreter::{Kernel, Launch, Memory, launch_profiled, parse};
 
+use crate::coverage::Coverage;
 use crate::{DeviceCounts, Injection};
 
 /// Results of the driver API that the stand-in gives.
@@ -77,6 +78,7 @@ pub(crate) struct Device {
     fail_launch: u64,
     fail_collective: u64,
     counts: DeviceCounts,
+    coverage: Option<Coverage>,
     /// After a fault every call fails, as in a context whose kernel crashed.
     broken: Option<i32>,
     /// What was wrong last, for `cuGetErrorString`.
@@ -95,6 +97,7 @@ impl Device {
             fail_launch: settings.fail_launch,
             fail_collective: settings.fail_collective,
             counts: DeviceCounts::default(),
+            coverage: Coverage::from_environment(),
             broken: None,
             last_error: CString::default(),
         }
@@ -254,8 +257,11 @@ impl Device {
             let what = format!("{}: an injected illegal address", kernel.name);
             return self.fail(code::ILLEGAL_ADDRESS, what);
         }
-        match launch(kernel, &mut self.memory, sizes, args) {
-            Ok(counts) => {
+        match launch_profiled(kernel, &mut self.memory, sizes, args) {
+            Ok((counts, profile)) => {
+                if let Some(coverage) = &mut self.coverage {
+                    coverage.add(kernel, &profile);
+                }
                 self.counts.instructions += counts.instructions;
                 self.counts.float += counts.float;
                 self.counts.dot4 += counts.dot4;

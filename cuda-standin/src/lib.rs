@@ -18,6 +18,9 @@
 //! | `CUDA_STANDIN_FAIL_COLLECTIVE` | this collective, from 1, breaks the device | none |
 //! | `CUDA_STANDIN_NCCL` | version of NCCL | 22105 |
 //!
+//! `CUDA_STANDIN_COVERAGE` names a folder into which every device writes which lines of the PTX it
+//! executed.
+//!
 //! ```no_run
 //! let standin = cuda_standin::install(1)?;
 //! // ... use CUDA ...
@@ -25,6 +28,7 @@
 //! # Ok::<(), cuda_standin::InstallError>(())
 //! ```
 
+mod coverage;
 mod device;
 mod driver;
 mod nccl;

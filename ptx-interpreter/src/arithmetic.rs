@@ -25,6 +25,7 @@ fn bits64(value: f64) -> u64 {
 }
 
 /// Applies `narrow` or `wide` by the width of a float type.
+#[inline(always)]
 fn by_width(
     ty: Type,
     [a, b, c]: [u64; 3],
@@ -47,6 +48,7 @@ fn by_width(
     }
 }
 
+#[inline(always)]
 pub(crate) fn unary(op: Unary, ty: Type, x: u64) -> u64 {
     // Correctly rounded in f32 because f64 holds more than twice the digits.
     let through_f64 =
@@ -73,8 +75,18 @@ pub(crate) fn unary(op: Unary, ty: Type, x: u64) -> u64 {
 }
 
 pub(crate) fn binary(op: Binary, ty: Type, a: u64, b: u64) -> Result<u64, Fault> {
+    let divides = matches!(op, Binary::Divide | Binary::Remainder);
+    if divides && !ty.is_float() && ty.truncate(b) == 0 {
+        return Err(Fault::DivisionByZero);
+    }
+    Ok(total_binary(op, ty, a, b))
+}
+
+/// [`binary`] of what is no division by zero.
+#[inline(always)]
+pub(crate) fn total_binary(op: Binary, ty: Type, a: u64, b: u64) -> u64 {
     if ty.is_float() {
-        return Ok(float_binary(op, ty, a, b));
+        return float_binary(op, ty, a, b);
     }
     let (x, y) = (ty.widen(a), ty.widen(b));
     let result = match op {
@@ -83,8 +95,7 @@ pub(crate) fn binary(op: Binary, ty: Type, a: u64, b: u64) -> Result<u64, Fault>
         Binary::Multiply => a.wrapping_mul(b),
         Binary::MultiplyHigh => ((x * y) >> ty.bits) as u64,
         // The result has twice the width, which the destination's type does not say.
-        Binary::MultiplyWide => return Ok(double(ty).truncate((x * y) as u64)),
-        Binary::Divide | Binary::Remainder if y == 0 => return Err(Fault::DivisionByZero),
+        Binary::MultiplyWide => return double(ty).truncate((x * y) as u64),
         Binary::Divide => (x / y) as u64,
         Binary::Remainder => (x % y) as u64,
         Binary::Minimum => x.min(y) as u64,
@@ -98,9 +109,10 @@ pub(crate) fn binary(op: Binary, ty: Type, a: u64, b: u64) -> Result<u64, Fault>
         }
         Binary::ShiftRight => (x >> (b as u32).min(ty.bits)) as u64,
     };
-    Ok(ty.truncate(result))
+    ty.truncate(result)
 }
 
+#[inline(always)]
 fn float_binary(op: Binary, ty: Type, a: u64, b: u64) -> u64 {
     let args = [a, b, 0];
     match op {
@@ -121,6 +133,7 @@ fn double(ty: Type) -> Type {
     }
 }
 
+#[inline(always)]
 pub(crate) fn ternary(op: Ternary, ty: Type, [a, b, c]: [u64; 3]) -> u64 {
     let result = match op {
         Ternary::MultiplyAdd => a.wrapping_mul(b).wrapping_add(c),
@@ -170,8 +183,10 @@ fn permute_bytes(a: u64, b: u64, selectors: u64) -> u64 {
 fn dot4(ty: Type, a: u64, b: u64, c: u64) -> u64 {
     let byte = Type { bits: 8, ..ty };
     (0..4).fold(c, |sum, i| {
-        let product = byte.widen(a >> (8 * i)) * byte.widen(b >> (8 * i));
-        sum.wrapping_add(product as u64)
+        let product = byte
+            .extend(a >> (8 * i))
+            .wrapping_mul(byte.extend(b >> (8 * i)));
+        sum.wrapping_add(product)
     })
 }
 
@@ -224,14 +239,18 @@ pub(crate) fn compare(comparison: Comparison, ty: Type, a: u64, b: u64) -> bool 
         };
         return holds || comparison.or_nan && unordered;
     }
-    let (a, b) = (ty.widen(a), ty.widen(b));
+    let order = if ty.is_signed() {
+        ty.sign_extend(a).cmp(&ty.sign_extend(b))
+    } else {
+        ty.truncate(a).cmp(&ty.truncate(b))
+    };
     match comparison.relation {
-        Relation::Equal => a == b,
-        Relation::NotEqual => a != b,
-        Relation::Less => a < b,
-        Relation::LessEqual => a <= b,
-        Relation::Greater => a > b,
-        Relation::GreaterEqual => a >= b,
+        Relation::Equal => order.is_eq(),
+        Relation::NotEqual => order.is_ne(),
+        Relation::Less => order.is_lt(),
+        Relation::LessEqual => order.is_le(),
+        Relation::Greater => order.is_gt(),
+        Relation::GreaterEqual => order.is_ge(),
         Relation::Ordered => true,
         Relation::Unordered => false,
     }
@@ -280,7 +299,7 @@ pub(crate) fn convert(conversion: Conversion, to: Type, bits: u64) -> u64 {
             let (least, most) = limits(to);
             from.widen(bits).clamp(least, most) as u64
         }
-        (false, false) => from.widen(bits) as u64,
+        (false, false) => from.extend(bits),
     };
     to.truncate(result)
 }

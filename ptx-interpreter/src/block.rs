@@ -3,15 +3,16 @@
 
 use crate::error::{Fault, KernelFault};
 use crate::execute::{Context, Thread, Waiting};
-use crate::instruction::{Op, Operand, Shuffle, Vote};
+use crate::instruction::{Op, Shuffle, Vote};
 use crate::launch::{Counts, Launch};
 use crate::matrix::MatrixShape;
 use crate::memory::{Bytes, Memory};
 use crate::parse::Kernel;
+use crate::profile::Profile;
 use crate::shadow::Shadow;
 
 /// More instructions of one block than any kernel here takes.
-const MAX_INSTRUCTIONS: u64 = 4_000_000_000;
+pub(crate) const MAX_INSTRUCTIONS: u64 = 4_000_000_000;
 
 /// Threads and shared memory, used again for every block of a launch.
 pub(crate) struct Block<'a> {
@@ -39,9 +40,7 @@ impl<'a> Block<'a> {
                 epoch: 0,
                 run: 0,
             },
-            threads: (0..n)
-                .map(|i| Thread::new(i, index(i), kernel.registers, kernel.local_bytes))
-                .collect(),
+            threads: (0..n).map(|i| Thread::new(i, index(i), kernel)).collect(),
             collectives: vec![0; n.div_ceil(32) as usize],
         }
     }
@@ -51,6 +50,7 @@ impl<'a> Block<'a> {
         block: [u32; 3],
         memory: &mut Memory,
         counts: &mut Counts,
+        profile: &mut Profile,
     ) -> Result<(), Box<KernelFault>> {
         self.context.block = block;
         self.context.shared.clear();
@@ -58,15 +58,15 @@ impl<'a> Block<'a> {
         self.context.run += 1;
         self.collectives.fill(0);
         for thread in &mut self.threads {
-            thread.restart();
+            thread.restart(&self.context);
         }
-        let limit = counts.instructions + MAX_INSTRUCTIONS;
+        let mut left = MAX_INSTRUCTIONS;
         loop {
             for i in 0..self.threads.len() {
                 let thread = &mut self.threads[i];
                 if thread.waiting == Waiting::No {
-                    let result = thread.run(&mut self.context, memory, counts, limit);
-                    result.map_err(|fault| self.fault(i, fault))?;
+                    let result = thread.run(&mut self.context, memory, counts, profile, left);
+                    left -= result.map_err(|fault| self.fault(i, fault))?;
                 }
             }
             let mut progress = false;
@@ -127,7 +127,8 @@ impl<'a> Block<'a> {
     /// The mask that a thread at a collective names.
     fn mask(&self, thread: usize) -> u32 {
         let thread = &self.threads[thread];
-        thread.value(&self.context, self.kernel.code[thread.pc].mask()) as u32
+        let mask = self.kernel.code[thread.pc].mask();
+        mask.map_or(u32::MAX, |mask| thread.value(mask) as u32)
     }
 
     /// Runs every collective of a warp whose lanes are all there.
@@ -187,9 +188,8 @@ impl<'a> Block<'a> {
             self.multiply_matrices(shape, members);
             return Ok(());
         }
-        let value = |lane: usize, source: usize| {
-            self.threads[lane].value(&self.context, instruction.sources[source])
-        };
+        let value =
+            |lane: usize, source: usize| self.threads[lane].value(instruction.sources[source]);
         let mut results = Vec::with_capacity(members.len());
         match instruction.op {
             Op::Shuffle(mode) => {
@@ -246,18 +246,14 @@ impl<'a> Block<'a> {
         let registers = |lane: &usize| -> Vec<u32> {
             let thread = &self.threads[*lane];
             let operands = &instruction.parts[shape.c_registers()..];
-            let values = operands
-                .iter()
-                .map(|&part| thread.value(&self.context, part) as u32);
+            let values = operands.iter().map(|&part| thread.value(part) as u32);
             values.collect()
         };
         let operands: Vec<Vec<u32>> = lanes.iter().map(registers).collect();
         for (&lane, result) in lanes.iter().zip(shape.multiply_add(&operands)) {
             let thread = &mut self.threads[lane];
-            for (part, value) in instruction.parts.iter().zip(result) {
-                if let Operand::Register(register) = part {
-                    thread.set(*register, value.into());
-                }
+            for (&part, value) in instruction.parts.iter().zip(result) {
+                thread.set(part, value.into());
             }
             thread.pc += 1;
             thread.waiting = Waiting::No;

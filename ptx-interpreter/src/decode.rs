@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use crate::instruction::{
-    AtomicOp, Binary, Comparison, Conversion, Guard, Instruction, Op, Operand, Register, Relation,
+    AtomicOp, Binary, Comparison, Constant, Conversion, Guard, Instruction, Op, Register, Relation,
     Rounding, Shuffle, Special, Ternary, Unary, Vote,
 };
 use crate::matrix::MatrixShape;
+use crate::specialised::specialised;
 use crate::types::{Space, Type};
 
 /// Turns the lines of one kernel into instructions, numbering registers as they appear.
@@ -14,7 +15,11 @@ pub(crate) struct Decoder<'a> {
     symbols: &'a HashMap<String, u64>,
     labels: &'a HashMap<String, usize>,
     registers: HashMap<String, Register>,
+    constants: Vec<Constant>,
 }
+
+/// Marks the number of a constant until all registers are known, behind which it lies.
+const CONSTANT: Register = 1 << 31;
 
 /// The parts of an opcode between its dots, and the operands as text.
 struct Line<'t> {
@@ -62,12 +67,31 @@ impl<'a> Decoder<'a> {
             symbols,
             labels,
             registers: HashMap::new(),
+            constants: Vec::new(),
         }
     }
 
-    /// Registers of a thread, the sink included.
-    pub(crate) fn registers(&self) -> usize {
-        self.registers.len() + 1
+    /// Ends a kernel, whose instructions get their constants behind its registers: the number of
+    /// registers, the sink included, and the constants.
+    pub(crate) fn finish(self, code: &mut [Instruction]) -> (usize, Vec<Constant>) {
+        let registers = self.registers.len() + 1;
+        for instruction in code {
+            for operand in instruction.sources.iter_mut().chain(&mut instruction.parts) {
+                if *operand & CONSTANT != 0 {
+                    *operand = registers as Register + (*operand - CONSTANT);
+                }
+            }
+        }
+        (registers, self.constants)
+    }
+
+    fn constant(&mut self, constant: Constant) -> Register {
+        let known = self.constants.iter().position(|it| *it == constant);
+        let index = known.unwrap_or_else(|| {
+            self.constants.push(constant);
+            self.constants.len() - 1
+        });
+        CONSTANT + index as Register
     }
 
     pub(crate) fn decode(&mut self, text: &str, line_number: u32) -> Result<Instruction, String> {
@@ -79,16 +103,18 @@ impl<'a> Decoder<'a> {
         };
         let mut instruction = Instruction {
             op: Op::Fence,
+            compute: None,
             ty: line.types().next().unwrap_or(Type::U32),
             guard,
             destination: 0,
             second_destination: 0,
-            sources: [Operand::Immediate(0); 4],
+            sources: [0; 4],
             parts: Vec::new(),
             offset: 0,
             line: line_number,
         };
         self.fill(&line, &mut instruction)?;
+        instruction.compute = specialised(&instruction.op, instruction.ty);
         Ok(instruction)
     }
 
@@ -111,7 +137,7 @@ impl<'a> Decoder<'a> {
         *self.registers.entry(name.to_string()).or_insert(next)
     }
 
-    fn operand(&mut self, text: &str) -> Result<Operand, String> {
+    fn operand(&mut self, text: &str) -> Result<Register, String> {
         let axis = |rest: &str| match rest {
             "x" => Ok(0),
             "y" => Ok(1),
@@ -125,32 +151,37 @@ impl<'a> Decoder<'a> {
                 Some(("ctaid", rest)) => Special::BlockIndex(axis(rest)?),
                 Some(("nctaid", rest)) => Special::GridSize(axis(rest)?),
                 _ if name == "laneid" => Special::Lane,
-                _ => return Ok(Operand::Register(self.register(text))),
+                _ => return Ok(self.register(text)),
             };
-            return Ok(Operand::Special(special));
+            return Ok(self.constant(Constant::Special(special)));
         }
         // `_` is a destination that nobody wants.
         if text == "_" {
-            return Ok(Operand::Register(0));
+            return Ok(0);
         }
-        if let Some(value) = immediate(text) {
-            return Ok(Operand::Immediate(value));
-        }
-        let symbol = self.symbols.get(text);
-        symbol
-            .map(|&address| Operand::Immediate(address))
-            .ok_or_else(|| format!("unknown operand {text}"))
+        let value = immediate(text).or_else(|| self.symbols.get(text).copied());
+        let value = value.ok_or_else(|| format!("unknown operand {text}"))?;
+        Ok(self.constant(Constant::Immediate(value)))
     }
 
     fn destination(&mut self, text: &str) -> Result<Register, String> {
         match self.operand(text)? {
-            Operand::Register(register) => Ok(register),
-            _ => Err(format!("{text} cannot be written")),
+            constant if constant & CONSTANT != 0 => Err(format!("{text} cannot be written")),
+            register => Ok(register),
         }
     }
 
+    /// The members of `{a, b}`, or the one operand, that are written.
+    fn destinations(&mut self, text: &str) -> Result<Vec<Register>, String> {
+        let vector = self.vector(text)?;
+        if vector.iter().any(|operand| operand & CONSTANT != 0) {
+            return Err(format!("{text} cannot be written"));
+        }
+        Ok(vector)
+    }
+
     /// The members of `{a, b}`, or the one operand.
-    fn vector(&mut self, text: &str) -> Result<Vec<Operand>, String> {
+    fn vector(&mut self, text: &str) -> Result<Vec<Register>, String> {
         let inner = text.trim_start_matches('{').trim_end_matches('}');
         inner
             .split(',')
@@ -198,7 +229,7 @@ impl<'a> Decoder<'a> {
             }
             if name == "mov" && is_vector(0) {
                 to.op = Op::Unpack;
-                to.parts = self.vector(line.arg(0)?)?;
+                to.parts = self.destinations(line.arg(0)?)?;
                 to.sources[0] = self.operand(line.arg(1)?)?;
                 return Ok(());
             }
@@ -259,7 +290,7 @@ impl<'a> Decoder<'a> {
             "activemask" => self.plain(Op::ActiveMask, line, to),
             "ld" | "ldu" => {
                 to.op = Op::Load(line.space());
-                to.parts = self.vector(line.arg(0)?)?;
+                to.parts = self.destinations(line.arg(0)?)?;
                 self.address(line.arg(1)?, to)
             }
             "st" => {
@@ -342,10 +373,7 @@ impl<'a> Decoder<'a> {
             }
             to.parts.extend(parts);
         }
-        if !to.parts[..c]
-            .iter()
-            .all(|part| matches!(part, Operand::Register(_)))
-        {
+        if to.parts[..c].iter().any(|part| part & CONSTANT != 0) {
             return Err("the result cannot be written".into());
         }
         to.op = Op::MatrixMultiply(shape);
@@ -541,12 +569,28 @@ mod tests {
         assert_eq!(load.op, Op::Load(Space::Global));
         assert_eq!((load.parts.len(), load.offset), (2, -16));
         let param = decode("ld.param.u64 %rd1, [param_0]").unwrap();
-        assert_eq!(param.sources[0], Operand::Immediate(8));
+        assert_eq!(param.sources[0], CONSTANT);
         let jump = decode("@!%p1 bra $L").unwrap();
         assert_eq!(jump.op, Op::Branch(3));
         assert!(jump.guard.is_some_and(|(_, negated)| negated));
         let shuffle = decode("shfl.sync.bfly.b32 %r1|%p1, %r2, 8, 31, -1").unwrap();
         assert!(shuffle.is_collective() && shuffle.second_destination != 0);
+    }
+
+    #[test]
+    fn constants_lie_behind_the_registers() {
+        let (symbols, labels) = (HashMap::new(), HashMap::new());
+        let mut decoder = Decoder::new(&symbols, &labels);
+        let lines = ["add.s32 %r1, %tid.x, 7", "mad.lo.s32 %r2, %r1, 7, %r3"];
+        let mut code = lines.map(|line| decoder.decode(line, 1).unwrap());
+        let (registers, constants) = decoder.finish(&mut code);
+        assert_eq!(registers, 4);
+        let tid = Constant::Special(Special::ThreadIndex(0));
+        assert_eq!(constants, [tid, Constant::Immediate(7)]);
+        assert_eq!(code[0].sources, [4, 5, 0, 0]);
+        assert_eq!(code[1].sources[1], 5);
+        let mut decoder = Decoder::new(&symbols, &labels);
+        assert!(decoder.decode("ld.global.u32 7, [%rd1]", 1).is_err());
     }
 
     #[test]
@@ -557,7 +601,7 @@ mod tests {
         )
         .unwrap();
         assert!(product.is_collective());
-        assert_eq!(product.mask(), Operand::Immediate(0xffff_ffff));
+        assert_eq!(product.mask(), None);
         assert_eq!(product.parts.len(), 14);
         assert_eq!(product.parts[..4], product.parts[10..]);
     }

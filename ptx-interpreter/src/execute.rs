@@ -3,11 +3,13 @@
 use crate::arithmetic::{
     atomic, binary, compare, convert, insert_bits, is_predicate, join, ternary, unary,
 };
+use crate::block::MAX_INSTRUCTIONS;
 use crate::error::Fault;
-use crate::instruction::{AtomicOp, Instruction, Op, Operand, Register, Special};
+use crate::instruction::{AtomicOp, Constant, Instruction, Op, Register, Special};
 use crate::launch::{Counts, Launch};
 use crate::memory::{Bytes, Memory};
 use crate::parse::Kernel;
+use crate::profile::Profile;
 use crate::shadow::{Access, Place, Shadow};
 use crate::types::{LOCAL_WINDOW, SHARED_WINDOW, Space, WINDOW_BYTES};
 
@@ -50,74 +52,88 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
-    pub(crate) fn new(linear: u32, index: [u32; 3], registers: usize, local: usize) -> Self {
+    pub(crate) fn new(linear: u32, index: [u32; 3], kernel: &Kernel) -> Self {
         Thread {
             pc: 0,
             waiting: Waiting::No,
             index,
             linear,
-            registers: vec![0; registers],
-            local: Bytes::new(local),
+            registers: vec![0; kernel.registers + kernel.constants.len()],
+            local: Bytes::new(kernel.local_bytes),
             collective: 0,
             mask: 0,
             whole_warp: 0,
         }
     }
 
-    pub(crate) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self, context: &Context<'_>) {
         self.pc = 0;
         self.waiting = Waiting::No;
+        let (registers, constants) = self.registers.split_at_mut(context.kernel.registers);
         // A register that is read before it is set makes results visibly wrong.
-        self.registers.fill(0xdead_beef_dead_beef);
+        registers.fill(0xdead_beef_dead_beef);
+        for (value, constant) in constants.iter_mut().zip(&context.kernel.constants) {
+            *value = match *constant {
+                Constant::Immediate(value) => value,
+                Constant::Special(special) => u64::from(match special {
+                    Special::ThreadIndex(axis) => self.index[axis as usize],
+                    Special::BlockSize(axis) => context.sizes.block[axis as usize],
+                    Special::BlockIndex(axis) => context.block[axis as usize],
+                    Special::GridSize(axis) => context.sizes.grid[axis as usize],
+                    Special::Lane => self.linear % 32,
+                }),
+            };
+        }
         self.local.clear();
         (self.collective, self.mask, self.whole_warp) = (0, 0, 0);
     }
 
+    #[inline(always)]
     pub(crate) fn set(&mut self, register: Register, value: u64) {
         self.registers[register as usize] = value;
     }
 
-    #[inline]
-    pub(crate) fn value(&self, context: &Context<'_>, operand: Operand) -> u64 {
-        match operand {
-            Operand::Register(register) => self.registers[register as usize],
-            Operand::Immediate(value) => value,
-            Operand::Special(special) => u64::from(match special {
-                Special::ThreadIndex(axis) => self.index[axis as usize],
-                Special::BlockSize(axis) => context.sizes.block[axis as usize],
-                Special::BlockIndex(axis) => context.block[axis as usize],
-                Special::GridSize(axis) => context.sizes.grid[axis as usize],
-                Special::Lane => self.linear % 32,
-            }),
-        }
+    #[inline(always)]
+    pub(crate) fn value(&self, operand: Register) -> u64 {
+        self.registers[operand as usize]
     }
 
-    /// Runs until the thread ends or waits.
+    /// Runs until the thread ends or waits, for at most `most` instructions; returns their number.
     pub(crate) fn run(
         &mut self,
         context: &mut Context<'_>,
         memory: &mut Memory,
         counts: &mut Counts,
-        limit: u64,
-    ) -> Result<(), Fault> {
+        profile: &mut Profile,
+        most: u64,
+    ) -> Result<u64, Fault> {
         let code = &context.kernel.code;
+        let mut done = 0;
         loop {
             // A body without a final `ret` ends at its brace.
             let Some(instruction) = code.get(self.pc) else {
                 self.waiting = Waiting::Ended;
-                return Ok(());
+                return Ok(done);
             };
-            counts.instructions += 1;
-            if counts.instructions > limit {
-                return Err(Fault::Endless(limit));
+            if done == most {
+                return Err(Fault::Endless(MAX_INSTRUCTIONS));
             }
+            done += 1;
             if let Some((predicate, negated)) = instruction.guard
                 && (self.registers[predicate as usize] & 1 != 0) == negated
             {
+                profile.passed_over[self.pc] += 1;
                 self.pc += 1;
                 continue;
             }
-            counts.float += u64::from(instruction.ty.is_float());
+            profile.executed[self.pc] += 1;
+            if let Some(compute) = instruction.compute {
+                let [a, b, c, _] = instruction.sources;
+                let result = compute(self.value(a), self.value(b), self.value(c));
+                self.set(instruction.destination, result);
+                self.pc += 1;
+                continue;
+            }
             match &instruction.op {
                 Op::Branch(target) => {
                     self.pc = *target;
@@ -125,23 +141,22 @@ impl Thread {
                 }
                 Op::Return => {
                     self.waiting = Waiting::Ended;
-                    return Ok(());
+                    return Ok(done);
                 }
                 Op::Barrier => {
                     self.waiting = Waiting::Barrier;
-                    return Ok(());
+                    return Ok(done);
                 }
                 _ if instruction.is_collective() => {
-                    counts.matrix += u64::from(matches!(instruction.op, Op::MatrixMultiply(_)));
                     self.waiting = Waiting::Collective;
-                    return Ok(());
+                    return Ok(done);
                 }
                 Op::Load(space) => self.load(*space, instruction, context, memory, counts)?,
                 Op::Store(space) => self.store(*space, instruction, context, memory, counts)?,
                 Op::Atomic(op, space) => {
                     self.atomic((*op, *space), instruction, context, memory, counts)?;
                 }
-                _ => self.compute(instruction, context, counts)?,
+                _ => self.compute(instruction)?,
             }
             self.pc += 1;
         }
@@ -149,21 +164,13 @@ impl Thread {
 
     /// Instructions that touch registers alone.
     #[inline]
-    fn compute(
-        &mut self,
-        instruction: &Instruction,
-        context: &Context<'_>,
-        counts: &mut Counts,
-    ) -> Result<(), Fault> {
+    fn compute(&mut self, instruction: &Instruction) -> Result<(), Fault> {
         let ty = instruction.ty;
-        let source = |i: usize| self.value(context, instruction.sources[i]);
+        let source = |i: usize| self.value(instruction.sources[i]);
         let result = match &instruction.op {
             Op::Unary(op) => unary(*op, ty, source(0)),
             Op::Binary(op) => binary(*op, ty, source(0), source(1))?,
-            Op::Ternary(op) => {
-                counts.dot4 += u64::from(*op == crate::instruction::Ternary::Dot4);
-                ternary(*op, ty, [source(0), source(1), source(2)])
-            }
+            Op::Ternary(op) => ternary(*op, ty, [source(0), source(1), source(2)]),
             Op::InsertBits => insert_bits(ty, source(0), source(1), source(2), source(3)),
             Op::Convert(conversion) => convert(*conversion, ty, source(0)),
             Op::Compare(comparison) => {
@@ -179,17 +186,15 @@ impl Thread {
                 let mask = u64::MAX >> (64 - bits);
                 let parts = instruction.parts.iter().rev();
                 parts.fold(0, |whole, &part| {
-                    whole << (bits % 64) | self.value(context, part) & mask
+                    whole << (bits % 64) | self.value(part) & mask
                 })
             }
             Op::Unpack => {
                 let bits = ty.bits / instruction.parts.len() as u32;
                 let mask = u64::MAX >> (64 - bits);
                 let whole = source(0);
-                for (i, part) in instruction.parts.iter().enumerate() {
-                    if let Operand::Register(register) = part {
-                        self.set(*register, whole >> (i as u32 * bits) & mask);
-                    }
+                for (i, &part) in instruction.parts.iter().enumerate() {
+                    self.set(part, whole >> (i as u32 * bits) & mask);
                 }
                 return Ok(());
             }
@@ -226,9 +231,7 @@ impl Thread {
         memory: &'m mut Memory,
         counts: &mut Counts,
     ) -> Result<(&'m mut Bytes, usize, &'static str), Fault> {
-        if !address.is_multiple_of(bytes as u64) {
-            return Err(Fault::Misaligned { bytes, address });
-        }
+        check_alignment(address, bytes)?;
         let (space, address) = resolve(space, address);
         match space {
             Space::Shared => {
@@ -268,9 +271,9 @@ impl Thread {
     ) -> Result<(), Fault> {
         let ty = instruction.ty;
         let bytes = ty.bytes();
-        let start = self.address(instruction, context);
+        let start = self.address(instruction);
         self.check_vector(start, bytes, instruction)?;
-        for (i, part) in instruction.parts.iter().enumerate() {
+        for (i, &part) in instruction.parts.iter().enumerate() {
             let address = start.wrapping_add((i * bytes) as u64);
             let value = if space == Space::Param {
                 param(&context.params, address, bytes)?
@@ -286,9 +289,7 @@ impl Thread {
             } else {
                 value
             };
-            if let Operand::Register(register) = part {
-                self.set(*register, value);
-            }
+            self.set(part, value);
         }
         Ok(())
     }
@@ -302,10 +303,10 @@ impl Thread {
         counts: &mut Counts,
     ) -> Result<(), Fault> {
         let bytes = instruction.ty.bytes();
-        let start = self.address(instruction, context);
+        let start = self.address(instruction);
         self.check_vector(start, bytes, instruction)?;
         for (i, &part) in instruction.parts.iter().enumerate() {
-            let value = self.value(context, part);
+            let value = self.value(part);
             let address = start.wrapping_add((i * bytes) as u64);
             let access = (bytes, Access::Write);
             let (target, at, _) = self.target(space, address, access, context, memory, counts)?;
@@ -324,9 +325,9 @@ impl Thread {
     ) -> Result<(), Fault> {
         let ty = instruction.ty;
         let bytes = ty.bytes();
-        let address = self.address(instruction, context);
-        let value = self.value(context, instruction.sources[1]);
-        let swap = self.value(context, instruction.sources[2]);
+        let address = self.address(instruction);
+        let value = self.value(instruction.sources[1]);
+        let swap = self.value(instruction.sources[2]);
         let access = (bytes, Access::Atomic);
         let (target, at, name) = self.target(space, address, access, context, memory, counts)?;
         let old = target.read(at, bytes, name)?;
@@ -335,8 +336,8 @@ impl Thread {
         Ok(())
     }
 
-    fn address(&self, instruction: &Instruction, context: &Context<'_>) -> u64 {
-        let base = self.value(context, instruction.sources[0]);
+    fn address(&self, instruction: &Instruction) -> u64 {
+        let base = self.value(instruction.sources[0]);
         base.wrapping_add_signed(instruction.offset)
     }
 
@@ -347,12 +348,17 @@ impl Thread {
         bytes: usize,
         instruction: &Instruction,
     ) -> Result<(), Fault> {
-        let bytes = bytes * instruction.parts.len();
-        if address.is_multiple_of(bytes as u64) {
-            Ok(())
-        } else {
-            Err(Fault::Misaligned { bytes, address })
-        }
+        check_alignment(address, bytes * instruction.parts.len())
+    }
+}
+
+/// Sizes of accesses are powers of two.
+#[inline]
+fn check_alignment(address: u64, bytes: usize) -> Result<(), Fault> {
+    if address & (bytes as u64 - 1) == 0 {
+        Ok(())
+    } else {
+        Err(Fault::Misaligned { bytes, address })
     }
 }
 

@@ -1,15 +1,16 @@
 //! Decoded instructions.
 
 use crate::matrix::MatrixShape;
+use crate::specialised::Compute;
 use crate::types::{Space, Type};
 
-/// Index of a register of a thread; 0 is a sink that nobody reads.
+/// Index of a value of a thread: first its registers, of which 0 is a sink that nobody reads, then
+/// the kernel's constants. So an operand of any kind is read alike.
 pub(crate) type Register = u32;
 
-/// Where a value comes from.
+/// A value that no instruction sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operand {
-    Register(Register),
+pub(crate) enum Constant {
     Immediate(u64),
     Special(Special),
 }
@@ -183,16 +184,18 @@ pub(crate) enum Op {
 pub(crate) type Guard = (Register, bool);
 
 /// One instruction.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Instruction {
     pub(crate) op: Op,
+    /// The operation as one function, where there is one.
+    pub(crate) compute: Option<Compute>,
     pub(crate) ty: Type,
     pub(crate) guard: Option<Guard>,
     pub(crate) destination: Register,
     pub(crate) second_destination: Register,
-    pub(crate) sources: [Operand; 4],
+    pub(crate) sources: [Register; 4],
     /// Elements of a vector access, of a pack or an unpack, or of matrices.
-    pub(crate) parts: Vec<Operand>,
+    pub(crate) parts: Vec<Register>,
     /// Added to the address in the first source.
     pub(crate) offset: i64,
     /// 1-based line of the PTX.
@@ -208,14 +211,14 @@ impl Instruction {
         )
     }
 
-    /// The mask of a collective.
-    pub(crate) fn mask(&self) -> Operand {
+    /// The mask of a collective; `None` of the whole warp.
+    pub(crate) fn mask(&self) -> Option<Register> {
         match self.op {
-            Op::Shuffle(_) => self.sources[3],
-            Op::Vote(_) => self.sources[1],
-            // `.aligned`: the whole warp.
-            Op::MatrixMultiply(_) => Operand::Immediate(u32::MAX.into()),
-            _ => self.sources[0],
+            Op::Shuffle(_) => Some(self.sources[3]),
+            Op::Vote(_) => Some(self.sources[1]),
+            // `.aligned`
+            Op::MatrixMultiply(_) => None,
+            _ => Some(self.sources[0]),
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use crate::block::Block;
 use crate::error::{Fault, KernelFault};
+use crate::instruction::{Op, Ternary};
 use crate::memory::Memory;
 use crate::parse::Kernel;
+use crate::profile::Profile;
 
 /// Shared memory of a block without special permission, on every GPU from Pascal on.
 pub const MAX_SHARED_BYTES: usize = 48 * 1024;
@@ -44,6 +46,22 @@ pub struct Counts {
     pub shared_accesses: u64,
 }
 
+impl Counts {
+    /// Adds up a profile by kind of instruction.
+    fn count_instructions(&mut self, kernel: &Kernel, profile: &Profile) {
+        let counts = profile.executed.iter().zip(&profile.passed_over);
+        for (instruction, (executed, passed_over)) in kernel.code.iter().zip(counts) {
+            self.instructions += executed + passed_over;
+            match instruction.op {
+                Op::Ternary(Ternary::Dot4) => self.dot4 += executed,
+                Op::MatrixMultiply(_) => self.matrix += executed,
+                _ if instruction.ty.is_float() => self.float += executed,
+                _ => {}
+            }
+        }
+    }
+}
+
 impl std::ops::AddAssign for Counts {
     fn add_assign(&mut self, other: Counts) {
         self.instructions += other.instructions;
@@ -65,6 +83,16 @@ pub fn launch(
     sizes: &Launch,
     args: &[&[u8]],
 ) -> Result<Counts, Box<KernelFault>> {
+    launch_profiled(kernel, memory, sizes, args).map(|(counts, _)| counts)
+}
+
+/// [`launch`], which also says how often each line was executed.
+pub fn launch_profiled(
+    kernel: &Kernel,
+    memory: &mut Memory,
+    sizes: &Launch,
+    args: &[&[u8]],
+) -> Result<(Counts, Profile), Box<KernelFault>> {
     let wrong = |what: String| {
         Box::new(KernelFault {
             kernel: kernel.name.clone(),
@@ -78,16 +106,18 @@ pub fn launch(
     check_sizes(kernel, sizes).map_err(wrong)?;
     memory.launches += 1;
     let mut counts = Counts::default();
+    let mut profile = Profile::new(kernel);
     let mut block = Block::new(kernel, sizes, params);
     let [x_blocks, y_blocks, z_blocks] = sizes.grid;
     for z in 0..z_blocks {
         for y in 0..y_blocks {
             for x in 0..x_blocks {
-                block.run([x, y, z], memory, &mut counts)?;
+                block.run([x, y, z], memory, &mut counts, &mut profile)?;
             }
         }
     }
-    Ok(counts)
+    counts.count_instructions(kernel, &profile);
+    Ok((counts, profile))
 }
 
 /// The parameter space of a launch.

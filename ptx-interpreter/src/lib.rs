@@ -8,7 +8,7 @@
 //!
 //! - [`parse`] reads PTX and refuses what no driver would load.
 //! - [`Memory`] is the device's memory; the host copies in and out.
-//! - [`launch`] runs a kernel and counts what it executed.
+//! - [`launch`] runs a kernel and counts what it executed, [`launch_profiled`] by line.
 //!
 //! Of tensor cores it has the products of signed bytes m8n8k16 and m16n8k32. Not modelled: timing,
 //! caches, occupancy, textures, the weak memory model between blocks (any unordered access is a
@@ -64,10 +64,13 @@ mod launch;
 mod matrix;
 mod memory;
 mod parse;
+mod profile;
 mod shadow;
+mod specialised;
 mod types;
 
 pub use error::{Fault, KernelFault, ParseError};
-pub use launch::{Counts, Launch, MAX_SHARED_BYTES, launch};
+pub use launch::{Counts, Launch, MAX_SHARED_BYTES, launch, launch_profiled};
 pub use memory::Memory;
 pub use parse::{Kernel, Module, parse};
+pub use profile::Profile;

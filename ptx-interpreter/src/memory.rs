@@ -1,7 +1,5 @@
 //! Device memory whose every access is checked: bounds, alignment, initialisation, races.
 
-use std::collections::HashMap;
-
 use crate::error::Fault;
 use crate::shadow::{Access, Place, Shadow};
 
@@ -56,7 +54,13 @@ impl Bytes {
 
     #[inline]
     pub(crate) fn read(&self, at: usize, bytes: usize, space: &'static str) -> Result<u64, Fault> {
-        if !self.written[at..at + bytes].iter().all(|&written| written) {
+        let written = &self.written[at..at + bytes];
+        let all = match bytes {
+            4 => written == [true; 4],
+            2 => written == [true; 2],
+            _ => written.iter().all(|&written| written),
+        };
+        if !all {
             return Err(Fault::Uninitialised {
                 offset: at as u64,
                 space,
@@ -83,8 +87,8 @@ pub(crate) struct Buffer {
 /// The global memory of a device.
 #[derive(Default)]
 pub struct Memory {
-    buffers: HashMap<u64, Buffer>,
-    next_slot: u64,
+    /// By slot; a freed slot stays empty.
+    buffers: Vec<Option<Buffer>>,
     used: usize,
     pub(crate) launches: u32,
 }
@@ -97,14 +101,12 @@ impl Memory {
 
     /// Allocates `bytes` uninitialised bytes; returns the address, which is never used again.
     pub fn allocate(&mut self, bytes: usize) -> u64 {
-        let slot = self.next_slot;
-        self.next_slot += 1;
+        let slot = self.buffers.len() as u64;
         self.used += bytes;
-        let buffer = Buffer {
+        self.buffers.push(Some(Buffer {
             bytes: Bytes::new(bytes),
             shadow: Shadow::default(),
-        };
-        self.buffers.insert(slot, buffer);
+        }));
         FIRST + (slot << SLOT_SHIFT)
     }
 
@@ -114,7 +116,7 @@ impl Memory {
         if offset != 0 {
             return Err(Fault::WildAddress { address });
         }
-        let buffer = self.buffers.remove(&slot);
+        let buffer = self.buffers.get_mut(slot).and_then(Option::take);
         let buffer = buffer.ok_or(Fault::WildAddress { address })?;
         self.used -= buffer.bytes.values.len();
         Ok(())
@@ -160,7 +162,7 @@ impl Memory {
 
     fn locate(&mut self, address: u64) -> Result<(&mut Buffer, u64), Fault> {
         let (slot, offset) = split(address).ok_or(Fault::WildAddress { address })?;
-        let buffer = self.buffers.get_mut(&slot);
+        let buffer = self.buffers.get_mut(slot).and_then(Option::as_mut);
         Ok((buffer.ok_or(Fault::WildAddress { address })?, offset))
     }
 
@@ -184,9 +186,12 @@ impl Memory {
 }
 
 /// Slot and offset of a global address.
-fn split(address: u64) -> Option<(u64, u64)> {
+fn split(address: u64) -> Option<(usize, u64)> {
     let above = address.checked_sub(FIRST)?;
-    Some((above >> SLOT_SHIFT, above & ((1 << SLOT_SHIFT) - 1)))
+    Some((
+        (above >> SLOT_SHIFT) as usize,
+        above & ((1 << SLOT_SHIFT) - 1),
+    ))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::decode::Decoder;
 use crate::error::ParseError;
-use crate::instruction::Instruction;
+use crate::instruction::{Constant, Instruction};
 use crate::types::Type;
 
 /// A parsed PTX module.
@@ -23,6 +23,8 @@ pub struct Module {
 pub struct Kernel {
     /// Its name.
     pub name: String,
+    /// The target of its module.
+    pub target: String,
     /// Bytes of each parameter.
     pub params: Vec<usize>,
     /// Bytes of static shared memory.
@@ -35,6 +37,14 @@ pub struct Kernel {
     pub(crate) param_bytes: usize,
     pub(crate) code: Vec<Instruction>,
     pub(crate) registers: usize,
+    pub(crate) constants: Vec<Constant>,
+}
+
+impl Kernel {
+    /// The 1-based line of the PTX of each instruction, in order.
+    pub fn lines(&self) -> impl Iterator<Item = u32> {
+        self.code.iter().map(|instruction| instruction.line)
+    }
 }
 
 /// Reads a module. Refuses what the interpreter cannot run and what a driver would not load.
@@ -64,7 +74,8 @@ pub fn parse(text: &str) -> Result<Module, ParseError> {
         } else if text.starts_with(".extern .shared") {
             dynamic_shared.push(declared_name(text).to_string());
         } else if let Some(at) = text.find(".entry ") {
-            let kernel = parse_kernel(&text[at + 7..], line, &mut lines, &dynamic_shared)?;
+            let mut kernel = parse_kernel(&text[at + 7..], line, &mut lines, &dynamic_shared)?;
+            kernel.target.clone_from(&module.target);
             module.kernels.insert(kernel.name.clone(), kernel);
         } else if text.contains(".func ") {
             return Err(unsupported("a function that was not inlined"));
@@ -207,7 +218,7 @@ fn parse_kernel(
     }
 
     let mut decoder = Decoder::new(&symbols, &labels);
-    let code = body
+    let mut code = body
         .iter()
         .map(|&(line, text)| {
             decoder
@@ -215,8 +226,10 @@ fn parse_kernel(
                 .map_err(|what| unsupported(line, &what, text))
         })
         .collect::<Result<Vec<_>, _>>()?;
+    let (registers, constants) = decoder.finish(&mut code);
     Ok(Kernel {
         name,
+        target: String::new(),
         params,
         static_shared_bytes: shared,
         local_bytes: local,
@@ -224,7 +237,8 @@ fn parse_kernel(
         param_offsets,
         param_bytes,
         code,
-        registers: decoder.registers(),
+        registers,
+        constants,
     })
 }
 

@@ -17,10 +17,19 @@ pub(crate) struct Type {
 }
 
 impl Type {
-    pub(crate) const U32: Type = Type {
-        kind: Kind::Unsigned,
-        bits: 32,
-    };
+    pub(crate) const PREDICATE: Type = Type::new(Kind::Predicate, 8);
+    pub(crate) const U16: Type = Type::new(Kind::Unsigned, 16);
+    pub(crate) const U32: Type = Type::new(Kind::Unsigned, 32);
+    pub(crate) const U64: Type = Type::new(Kind::Unsigned, 64);
+    pub(crate) const S16: Type = Type::new(Kind::Signed, 16);
+    pub(crate) const S32: Type = Type::new(Kind::Signed, 32);
+    pub(crate) const S64: Type = Type::new(Kind::Signed, 64);
+    pub(crate) const F32: Type = Type::new(Kind::Float, 32);
+    pub(crate) const F64: Type = Type::new(Kind::Float, 64);
+
+    const fn new(kind: Kind, bits: u32) -> Type {
+        Type { kind, bits }
+    }
 
     /// The type that `name`, without its dot, names.
     pub(crate) fn parse(name: &str) -> Option<Type> {
@@ -67,6 +76,15 @@ impl Type {
     pub(crate) fn sign_extend(self, value: u64) -> i64 {
         let unused = 64 - self.bits;
         (value << unused).cast_signed() >> unused
+    }
+
+    /// The low bits that the type has, with its sign above them if it has one.
+    pub(crate) fn extend(self, value: u64) -> u64 {
+        if self.is_signed() {
+            self.sign_extend(value).cast_unsigned()
+        } else {
+            self.truncate(value)
+        }
     }
 
     /// The value as the type reads it: sign-extended or not.

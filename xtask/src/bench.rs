@@ -240,7 +240,7 @@ fn kernel_table(rows: &[Value]) -> String {
 }
 
 /// What the operating system says of the machine, where it does.
-fn machine() -> Value {
+pub fn machine() -> Value {
     let line = |path: &str, key: &str| {
         let text = fs::read_to_string(path).ok()?;
         let line = text.lines().find(|line| line.starts_with(key))?;
@@ -256,7 +256,7 @@ fn machine() -> Value {
 }
 
 /// Date and short hash of the commit, where git knows them; a changed tree is said to be one.
-fn commit() -> Option<(String, String)> {
+pub fn commit() -> Option<(String, String)> {
     let git = |arguments: &[&str]| capture(Command::new("git").args(arguments)).ok();
     let shown = git(&["show", "-s", "--format=%cs %h", "HEAD"])?;
     let (date, hash) = shown.trim().split_once(' ')?;

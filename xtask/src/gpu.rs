@@ -1,4 +1,4 @@
-//! The GPU's gates: kernels on the stand-in device, the compile matrix, and the check on a card.
+//! The GPU's kernels: their compile matrix, their PTX, and the check on a card.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::tools::{capture, cargo, run as execute};
+use crate::tools::{capture, cargo};
 
 /// NVRTC versions of the matrix: name, Python package, the library's file.
 const COMPILERS: [(&str, &str, &str); 2] = [
@@ -23,6 +23,9 @@ const ARCHITECTURES: [&str; 7] = [
     "sm_61", "sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90",
 ];
 
+/// The checked-in PTX of the program's kernels.
+pub const KERNELS_PTX: [&str; 3] = [PTX[0][0], PTX[1][0], PTX[2][0]];
+
 /// The checked-in PTX: file, what it is made of, architecture. The last holds the deliberate bugs
 /// of the interpreter's tests.
 const PTX: [[&str; 3]; 4] = [
@@ -30,8 +33,8 @@ const PTX: [[&str; 3]; 4] = [
     ["primal-kernels/cuda/tensor_75.ptx", "tensor", "compute_75"],
     ["primal-kernels/cuda/tensor_80.ptx", "tensor", "compute_80"],
     [
-        "ptx-interpreter/tests/bugs.ptx",
-        "ptx-interpreter/tests/bugs.cu",
+        "ptx-interpreter/tests/main/bugs.ptx",
+        "ptx-interpreter/tests/main/bugs.cu",
         "compute_61",
     ],
 ];
@@ -69,44 +72,6 @@ struct Usage {
     spilled_bytes: u32,
 }
 
-/// Every kernel on the stand-in device against the processor's, whole training runs, on several GPUs
-/// too, and texts.
-pub fn stand_in() -> Result<()> {
-    // Runs of one process take its device in turn: two processes keep two cores busy.
-    const HALVES: [&[&str]; 2] = [
-        &[
-            "primal-model --test cuda_training --test cuda_generation",
-            "primal-cli --test cuda",
-        ],
-        &[
-            "primal-model --test cuda_rules --test cuda_gpus",
-            "primal-cli --test nccl",
-            "primal-kernels --lib --test cuda_layers --test cuda_votes --test cuda_rules \
-             --test cuda_memory --test cuda_nccl --test cuda_cublas",
-        ],
-    ];
-    let test = |tests: &str| {
-        let mut command = cargo();
-        command.args(["test", "--locked", "--features", "nccl,cublas"]);
-        command.arg("--package").args(tests.split_whitespace());
-        command
-    };
-    for tests in HALVES.into_iter().flatten() {
-        execute(test(tests).arg("--no-run"))?;
-    }
-    let run = |half: &[&str]| half.iter().try_for_each(|tests| execute(&mut test(tests)));
-    let (first, second) = std::thread::scope(|scope| {
-        let second = scope.spawn(|| run(HALVES[1]));
-        let first = run(HALVES[0]);
-        let second = second.join();
-        (
-            first,
-            second.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-        )
-    });
-    first.and(second)
-}
-
 /// Compiles the kernels with every NVRTC for every architecture and holds them to their budgets.
 /// Skipped, loudly, where the compilers cannot be had.
 pub fn matrix() -> Result<()> {
@@ -114,32 +79,38 @@ pub fn matrix() -> Result<()> {
         let Some(library) = compiler(version, package, file)? else {
             continue;
         };
-        let report = capture(example().arg("matrix").arg(&library).args(ARCHITECTURES))?;
-        let sections = sections(&report);
-        ensure!(
-            sections.len() == ARCHITECTURES.len(),
-            "NVRTC {version} reported {} of {} architectures",
-            sections.len(),
-            ARCHITECTURES.len()
-        );
-        let mut problems = Vec::new();
-        for (architecture, usages) in &sections {
-            ensure!(!usages.is_empty(), "no report for {architecture}");
-            problems.extend(usages.iter().filter_map(|usage| {
-                let what = over_budget(usage)?;
-                Some(format!("NVRTC {version}, {architecture}: {what}"))
-            }));
-        }
-        ensure!(problems.is_empty(), "{}", problems.join("\n       "));
-        let kernels: Vec<String> = sections
-            .iter()
-            .map(|(architecture, usages)| format!("{architecture} {}", usages.len()))
-            .collect();
-        println!("NVRTC {version}: kernels {}, no spills", kernels.join(", "));
+        check_budgets(version, &library)?;
         if version == "11.8" {
             check_drift(&library)?;
         }
     }
+    Ok(())
+}
+
+/// Compiles the kernels with one NVRTC for every architecture and holds them to their budgets.
+fn check_budgets(version: &str, library: &Path) -> Result<()> {
+    let report = capture(example().arg("matrix").arg(library).args(ARCHITECTURES))?;
+    let sections = sections(&report);
+    ensure!(
+        sections.len() == ARCHITECTURES.len(),
+        "NVRTC {version} reported {} of {} architectures",
+        sections.len(),
+        ARCHITECTURES.len()
+    );
+    let mut problems = Vec::new();
+    for (architecture, usages) in &sections {
+        ensure!(!usages.is_empty(), "no report for {architecture}");
+        problems.extend(usages.iter().filter_map(|usage| {
+            let what = over_budget(usage)?;
+            Some(format!("NVRTC {version}, {architecture}: {what}"))
+        }));
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n       "));
+    let kernels: Vec<String> = sections
+        .iter()
+        .map(|(architecture, usages)| format!("{architecture} {}", usages.len()))
+        .collect();
+    println!("NVRTC {version}: kernels {}, no spills", kernels.join(", "));
     Ok(())
 }
 
@@ -176,7 +147,8 @@ pub fn table() -> Result<()> {
     Ok(())
 }
 
-/// Makes the checked-in PTX anew with NVRTC 11.8.
+/// Makes the checked-in PTX anew with NVRTC 11.8, and holds the kernels to their budgets: every
+/// change of a kernel passes here.
 pub fn regenerate() -> Result<()> {
     let (version, package, file) = COMPILERS[0];
     let Some(library) = compiler(version, package, file)? else {
@@ -191,7 +163,7 @@ pub fn regenerate() -> Result<()> {
         fs::write(file, text)?;
         println!("{file} is of these sources");
     }
-    Ok(())
+    check_budgets(version, &library)
 }
 
 /// On a machine with a GPU: all parity tests on it, then speed and memory; a report in `file`.
@@ -204,17 +176,9 @@ pub fn check(file: &Path) -> Result<()> {
     );
     let mut test = cargo();
     test.args(["test", "--release", "--locked", "--features", "cuda"]);
-    test.args([
-        "-p",
-        "primal-kernels",
-        "--test",
-        "cuda_layers",
-        "--test",
-        "cuda_rules",
-        "--test",
-        "cuda_votes",
-    ]);
-    test.args(["--", "--nocapture", "--test-threads", "1"]);
+    test.args(["-p", "primal-kernels", "--test", "main", "--"]);
+    test.args(["cuda_layers::", "cuda_rules::", "cuda_votes::"]);
+    test.args(["--nocapture", "--test-threads", "1"]);
     let parity = capture(test.env("PRIMAL_CUDA_TESTS", "gpu"))?;
     let parity: Vec<&str> = parity
         .lines()

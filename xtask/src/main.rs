@@ -4,8 +4,12 @@ mod bench;
 mod ci;
 mod demo;
 mod dependencies;
+mod gate_table;
 mod gpu;
+mod kernel_coverage;
 mod plots;
+mod relay;
+mod runner;
 mod tidy;
 mod tools;
 mod voice_corpus;
@@ -25,8 +29,19 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs every gate, the cheapest first, and stops at the first that fails.
-    Ci,
+    /// Runs the gate: every part, the cheapest first, up to the first that fails.
+    #[command(after_help = ci::help())]
+    Ci {
+        /// Also what is too slow for every day: before a release.
+        #[arg(long)]
+        all: bool,
+        /// Only the part of this name.
+        #[arg(long, value_name = "PART")]
+        only: Option<String>,
+        /// Makes this run's times the committed table, benches/gate.json: after a fresh clone.
+        #[arg(long)]
+        record: bool,
+    },
     /// Measures tokens per second, memory and the kernels; prints a table.
     Bench {
         /// Small models and few repetitions: about two minutes. Leaves nothing in benches/runs.
@@ -53,6 +68,8 @@ enum Command {
     },
     /// Makes the PTX of the CUDA kernels that is part of the program anew.
     Ptx,
+    /// Prints which lines of the CUDA kernels' PTX the last run of the tests did not execute.
+    KernelCoverage,
     /// Prints registers, spills, occupancy and shared memory of the CUDA kernels.
     KernelTable,
     /// On a machine with a GPU: compares every kernel with the processor's, trains, reports.
@@ -73,15 +90,16 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = tools::enter_repository().and_then(|()| match Args::parse().command {
-        Command::Ci => ci::run(),
+        Command::Ci { all, only, record } => ci::run(&ci::Options { all, only, record }),
         Command::Ptx => gpu::regenerate(),
+        Command::KernelCoverage => kernel_coverage::print(),
         Command::KernelTable => gpu::table(),
         Command::GpuCheck { report } => gpu::check(&report),
         Command::Bench { quick, json } => bench::run(quick, json.as_deref()),
         Command::Demo { run } => demo::run(&run),
-        Command::Faults { injections, seed } => faults(injections, seed),
+        Command::Faults { injections, seed } => ci::faults(injections, seed).map(drop),
         Command::VoiceCorpus(args) => voice_corpus::run(&args),
-        Command::Fuzz { seconds } => fuzz(seconds),
+        Command::Fuzz { seconds } => ci::fuzz(seconds).map(drop),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,35 +110,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// The fault test of the command line with as many injections as asked for.
-fn faults(injections: u32, seed: u64) -> anyhow::Result<()> {
-    let mut test = tools::cargo();
-    test.args([
-        "test",
-        "--locked",
-        "--package",
-        "primal-cli",
-        "--test",
-        "faults",
-    ])
-    .args(["--", "--nocapture"])
-    .env("PRIMAL_FAULT_INJECTIONS", injections.to_string())
-    .env("PRIMAL_FAULT_SEED", seed.to_string());
-    tools::run(&mut test)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The fuzzing test of all readers for as long as asked for.
-fn fuzz(seconds: u64) -> anyhow::Result<()> {
-    let mut test = tools::cargo();
-    test.args([
-        "test",
-        "--locked",
-        "--package",
-        "primal-cli",
-        "--test",
-        "fuzz",
-    ])
-    .args(["--", "--nocapture"])
-    .env("PRIMAL_FUZZ_SECONDS", seconds.to_string());
-    tools::run(&mut test)
+    #[test]
+    fn the_readme_shows_commands_that_exist() {
+        let readme = include_str!("../../README.md");
+        let commands = readme
+            .lines()
+            .filter(|line| line.starts_with("cargo xtask "));
+        let mut n_commands = 0;
+        for line in commands {
+            let line = line.split('#').next().unwrap_or_default();
+            let words = line.split_whitespace().skip(1);
+            if let Err(error) = Args::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+            n_commands += 1;
+        }
+        assert!(n_commands > 4, "{n_commands} commands were found");
+    }
 }

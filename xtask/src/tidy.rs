@@ -20,12 +20,16 @@ const UNFINISHED: [&str; 3] = [
     concat!("dbg", "!("),
 ];
 
-/// Checks every Rust file and every crate's folder.
+/// Checks every Rust file, every crate's folder, and the links of every document.
 pub fn check() -> Result<()> {
     let mut problems = crate_problems()?;
-    for path in rust_files(Path::new("."))? {
+    for path in files(Path::new("."), ".rs")? {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         problems.extend(file_problems(&path, &text));
+    }
+    for path in files(Path::new("."), ".md")? {
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        problems.extend(link_problems(&path, &text));
     }
     if problems.is_empty() {
         Ok(())
@@ -79,8 +83,50 @@ fn file_problems(path: &Path, text: &str) -> Vec<String> {
     problems
 }
 
-/// Every `.rs` file of the working tree, build output and hidden folders left out.
-fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Links of a document to files and headings of the repository that are not there.
+fn link_problems(path: &Path, text: &str) -> Vec<String> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let name = path.strip_prefix(".").unwrap_or(path).display();
+    let mut problems = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let targets = line
+            .split("](")
+            .skip(1)
+            .filter_map(|it| it.split(')').next());
+        for target in targets.filter(|target| !target.contains("://")) {
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let linked = folder.join(file);
+            let there = match (file, heading) {
+                ("", heading) => has_heading(text, heading),
+                (_, "") => linked.exists(),
+                _ => fs::read_to_string(&linked).is_ok_and(|it| has_heading(&it, heading)),
+            };
+            if !there {
+                problems.push(format!("{name}:{}: nothing at {target}", index + 1));
+            }
+        }
+    }
+    problems
+}
+
+/// Whether a document has the heading that is linked to as `anchor`: its words in lower case, with
+/// hyphens for blanks and without other signs.
+fn has_heading(text: &str, anchor: &str) -> bool {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let anchor_of = |heading: &str| -> String {
+        let words = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = words
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        kept.collect::<String>().replace(' ', "-")
+    };
+    headings
+        .into_iter()
+        .any(|heading| anchor_of(heading) == anchor)
+}
+
+/// Every file of the working tree whose name ends so, build output and hidden folders left out.
+fn files(folder: &Path, end: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut entries = fs::read_dir(folder)
         .with_context(|| folder.display().to_string())?
@@ -91,9 +137,9 @@ fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
         let name = name.to_string_lossy();
         if entry.file_type()?.is_dir() {
             if !name.starts_with('.') && name != "target" && name != "runs" {
-                found.extend(rust_files(&path)?);
+                found.extend(files(&path, end)?);
             }
-        } else if name.ends_with(".rs") {
+        } else if name.ends_with(end) {
             found.push(path);
         }
     }
@@ -126,6 +172,21 @@ mod tests {
     }
 
     #[test]
+    fn links_to_nothing_are_reported() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("b.md"), "# Two words, and more\n").unwrap();
+        let text = "[good](b.md) [good](b.md#two-words-and-more) [far](https://a.org/x)\n\
+            [bad](c.md) [bad](b.md#two) [here](#here)\n## Here\n";
+        let problems = link_problems(&root.path().join("a.md"), text);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(
+            problems[0].ends_with("a.md:2: nothing at c.md"),
+            "{problems:?}"
+        );
+        assert!(problems[1].ends_with("nothing at b.md#two"), "{problems:?}");
+    }
+
+    #[test]
     fn build_output_and_hidden_folders_are_left_out() {
         let root = tempfile::tempdir().unwrap();
         for path in ["src/a.rs", "target/b.rs", ".git/c.rs", "src/note.txt"] {
@@ -134,7 +195,7 @@ mod tests {
             fs::write(path, "").unwrap();
         }
         assert_eq!(
-            rust_files(root.path()).unwrap(),
+            files(root.path(), ".rs").unwrap(),
             [root.path().join("src/a.rs")]
         );
     }

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "mpi")]
 use std::time::Duration;
 
-#[cfg(not(feature = "mpi"))]
-use anyhow::bail;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use primal_model::ModelError;
 use primal_model::checkpoint::{self, Checkpoint};
 use primal_model::config::{Config, TrainConfig};
@@ -126,6 +124,13 @@ impl RankSet {
 
 #[cfg(feature = "mpi")]
 fn join_ranks() -> Result<RankSet> {
+    // For a single process where the library cannot start, as with no room for its files.
+    if std::env::var_os("PRIMAL_MPI").is_some_and(|choice| choice == "off") {
+        if is_one_of_several() {
+            bail!("PRIMAL_MPI is off, and the processes would train each on its own");
+        }
+        return Ok(RankSet(None));
+    }
     let mut exchange = MpiExchange::start()?;
     if exchange.ranks() > 1 {
         return Ok(RankSet(Some(exchange)));
@@ -151,16 +156,21 @@ impl RankSet {
 
 #[cfg(not(feature = "mpi"))]
 fn join_ranks() -> Result<RankSet> {
-    let ranks = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok()?.parse::<usize>().ok());
-    if ranks.is_some_and(|ranks| ranks > 1) {
+    if is_one_of_several() {
         bail!(
             "this build knows no MPI, and its processes would train each on its own; \
              hint: cargo install --path primal-cli --features mpi"
         );
     }
     Ok(RankSet)
+}
+
+/// Whether a launcher of MPI says that it started more than this process.
+fn is_one_of_several() -> bool {
+    let ranks = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok()?.parse::<usize>().ok());
+    ranks.is_some_and(|ranks| ranks > 1)
 }
 
 /// Preset, file or the checkpoint's own configuration, then the flags, then `--set`.

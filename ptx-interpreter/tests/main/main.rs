@@ -1,0 +1,4 @@
+//! Tests through the public interface, in one program.
+
+mod bugs;
+mod matrix;
