@@ -141,18 +141,12 @@ pub fn symmetric_tn(x: &[f32], c: &mut [f32], n: usize, m: usize) {
 
 /// Lets `block(rows, cols, out)` compute the first `cols` columns of some rows, as many as reach
 /// the diagonal, and mirrors them.
-fn symmetric(
-    c: &mut [f32],
-    m: usize,
-    block: &(dyn Fn(Range<usize>, usize, &mut [f32]) + Sync),
-) {
+fn symmetric(c: &mut [f32], m: usize, block: &(dyn Fn(Range<usize>, usize, &mut [f32]) + Sync)) {
     assert!(m > 0 && c.len() == m * m, "c is (m, m)");
-    c.par_chunks_mut(BLOCK * m)
-        .enumerate()
-        .for_each(|(i, c)| {
-            let rows = i * BLOCK..i * BLOCK + c.len() / m;
-            block(rows.clone(), rows.end, c);
-        });
+    c.par_chunks_mut(BLOCK * m).enumerate().for_each(|(i, c)| {
+        let rows = i * BLOCK..i * BLOCK + c.len() / m;
+        block(rows.clone(), rows.end, c);
+    });
     for row in 0..m {
         // A block on the diagonal is computed whole; its lower half counts.
         for col in 0..row {
@@ -332,7 +326,8 @@ mod tests {
             let x = noise(m * k, 1);
             let mut found = vec![f32::NAN; m * m];
             symmetric_nt(&x, &x, &mut found, m, k);
-            let at = |r: usize, c: usize, d: usize| f64::from(x[r * k + d]) * f64::from(x[c * k + d]);
+            let at =
+                |r: usize, c: usize, d: usize| f64::from(x[r * k + d]) * f64::from(x[c * k + d]);
             assert_close(&found, &oracle(m, m, k, at), 1e-5, "nt");
             assert!((0..m * m).all(|i| found[i] == found[i % m * m + i / m]));
 

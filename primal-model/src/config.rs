@@ -177,6 +177,13 @@ pub enum Backend {
     Auto,
 }
 
+impl Backend {
+    /// Whether it has the kernels of a rule.
+    pub fn trains(self, rule: Rule) -> bool {
+        self != Backend::Cuda || !matches!(rule, Rule::Spectral | Rule::Muon)
+    }
+}
+
 impl Default for DataConfig {
     fn default() -> Self {
         DataConfig {
@@ -340,6 +347,15 @@ impl Config {
             outside.copied().unwrap_or_default(),
             outside.is_none(),
             || format!("must be below model.n_layer = {n_layer}"),
+        )?;
+        check(
+            "optim.rule",
+            self.optim.rule,
+            self.train.backend.trains(self.optim.rule),
+            || {
+                "trains on the processor alone so far; hint: --backend cpu, or --rule consensus"
+                    .into()
+            },
         )?;
         check(
             "data.instructions",

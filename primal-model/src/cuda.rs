@@ -21,9 +21,9 @@ use std::sync::Arc;
 use primal_kernels::cuda::{
     Buffer, CudaError, Device, FloatProducts, ImageChoice, OpenOptions, VoteSums,
 };
-use primal_optim::{FlipStats, Rule, StepContext};
+use primal_optim::{FlipStats, StepContext};
 
-use crate::config::{Compute, Config};
+use crate::config::{Backend, Compute, Config};
 use crate::engine::{Engine, GpuUse, Opened};
 use crate::error::ModelError;
 use crate::ledger::Ledger;
@@ -111,15 +111,6 @@ pub(crate) struct CudaModel {
     buffers: PassBuffers,
 }
 
-/// The rules that a GPU has kernels for.
-const GPU_RULES: [Rule; 5] = [
-    Rule::Consensus,
-    Rule::Classic,
-    Rule::Frozen,
-    Rule::Shadow,
-    Rule::Adamw,
-];
-
 impl CudaModel {
     /// Copies `model` to the GPU of a run of `config`; returns its ledger too.
     pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Opened, ModelError> {
@@ -133,9 +124,9 @@ impl CudaModel {
     /// Refuses what a GPU does not train.
     fn check(config: &Config) -> Result<(), ModelError> {
         let rule = config.optim.rule;
-        if !GPU_RULES.contains(&rule) {
+        if !Backend::Cuda.trains(rule) {
             return Err(ModelError::Cuda(format!(
-                "rule {rule} trains on the processor alone so far; hint: --backend cpu, or --rule consensus on a GPU"
+                "a GPU does not train by rule {rule} yet; hint: --rule consensus"
             )));
         }
         if config.resolved_compute() == Compute::Int8Blocks {

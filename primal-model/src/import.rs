@@ -14,7 +14,7 @@ use primal_optim::{FloatVector, Weight};
 use serde::Serialize;
 
 use crate::block::{Attention, Block, BlockActivations, Half, Workspace};
-use crate::build::{Place, Source, self};
+use crate::build::{self, Place, Source};
 use crate::checkpoint::{Checkpoint, Position};
 use crate::config::{Compute, Config, FloatPart};
 use crate::error::ModelError;

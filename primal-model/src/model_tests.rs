@@ -226,7 +226,11 @@ fn check_file(name: &str, rule: Rule, recompute: usize, compute: Compute) {
         };
         let mut losses = [0.0];
         model.begin_step(&ctx).unwrap();
-        assert!(model.forward_backward(&ctx, &pass, &mut acts, &mut losses, &mut |_| {}).unwrap());
+        assert!(
+            model
+                .forward_backward(&ctx, &pass, &mut acts, &mut losses, &mut |_| {})
+                .unwrap()
+        );
         let expected = golden.loss();
         assert!(
             (losses[0] - expected).abs() < close.loss * expected,

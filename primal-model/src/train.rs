@@ -458,7 +458,8 @@ impl Trainer {
                         _ => {}
                     };
                     let acts = &mut self.acts;
-                    self.model.forward_backward(&ctx, &pass, acts, losses, done)?
+                    self.model
+                        .forward_backward(&ctx, &pass, acts, losses, done)?
                 }
             };
             if !verdict.finite {

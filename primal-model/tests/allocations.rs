@@ -17,7 +17,13 @@ fn steady_steps_allocate_nothing() {
         "the quick brown fox jumps over the lazy dog\n".repeat(40),
     )
     .unwrap();
-    for rule in [Rule::Spectral, Rule::Consensus, Rule::Frozen, Rule::Adamw, Rule::Muon] {
+    for rule in [
+        Rule::Spectral,
+        Rule::Consensus,
+        Rule::Frozen,
+        Rule::Adamw,
+        Rule::Muon,
+    ] {
         for micro_batches in [1, 2] {
             let mut config = Config::preset("shakespeare-char").unwrap();
             config.data.train = vec![text.clone()];

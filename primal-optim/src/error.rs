@@ -34,7 +34,9 @@ pub enum OptimError {
         step: u32,
     },
     /// Rows that are not whole tiles.
-    #[error("{name}: a gradient of rows {from}..{to} of {rows} begins inside a tile or ends beyond")]
+    #[error(
+        "{name}: a gradient of rows {from}..{to} of {rows} begins inside a tile or ends beyond"
+    )]
     Tiles {
         /// Parameter name.
         name: String,

@@ -190,7 +190,10 @@ mod tests {
         let gram = |i, j| (0..long).map(|k| at(i, k) * at(j, k)).sum::<f64>() / long as f64;
         let (mut low, mut high) = (f64::MAX, 0.0f64);
         for i in 0..short {
-            let others: f64 = (0..short).filter(|&j| j != i).map(|j| gram(i, j).abs()).sum();
+            let others: f64 = (0..short)
+                .filter(|&j| j != i)
+                .map(|j| gram(i, j).abs())
+                .sum();
             low = low.min(gram(i, i) - others);
             high = high.max(gram(i, i) + others);
         }
@@ -210,9 +213,16 @@ mod tests {
     fn directions_stay() {
         // Orthogonal rows of different sizes only change their sizes.
         let values = [3.0, 4.0, 0.0, 0.0, 0.0, 0.0, -0.6, 0.8];
-        let found: Vec<f32> = orthogonal((2, 4), &[], &values).iter().map(|x| x / 2.0).collect();
+        let found: Vec<f32> = orthogonal((2, 4), &[], &values)
+            .iter()
+            .map(|x| x / 2.0)
+            .collect();
         let (a, b) = (found[0] / 0.6, found[6] / -0.6);
-        for (found, right) in found.iter().zip([0.6 * a, 0.8 * a, 0.0, 0.0, 0.0, 0.0, -0.6 * b, 0.8 * b]) {
+        for (found, right) in
+            found
+                .iter()
+                .zip([0.6 * a, 0.8 * a, 0.0, 0.0, 0.0, 0.0, -0.6 * b, 0.8 * b])
+        {
             assert!((found - right).abs() < 1e-5);
         }
         assert!(a > 0.6 && a < 1.3 && b > 0.6 && b < 1.3, "{a} {b}");
@@ -228,7 +238,10 @@ mod tests {
         assert_eq!(stacked, apart.concat());
 
         let turned: Vec<f32> = (0..5 * 30).map(|i| values[i % 30 * 5 + i / 30]).collect();
-        let (tall, wide) = (orthogonal((30, 5), &[], &values), orthogonal((5, 30), &[], &turned));
+        let (tall, wide) = (
+            orthogonal((30, 5), &[], &values),
+            orthogonal((5, 30), &[], &turned),
+        );
         for (i, tall) in tall.iter().enumerate() {
             assert!((tall - wide[i % 5 * 30 + i / 5]).abs() < 1e-4);
         }

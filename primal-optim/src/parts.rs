@@ -94,7 +94,8 @@ impl ConsensusStep {
         let all = f64::from(1u32 << 24);
         let leak = (f64::from(ctx.rate) / f64::from(ctx.config.tau) * all).round();
         ConsensusStep {
-            votes_per_unit: ctx.config.elementwise_eta() * ctx.rate / (quantum * f32::from(ctx.micro_batches)),
+            votes_per_unit: ctx.config.elementwise_eta() * ctx.rate
+                / (quantum * f32::from(ctx.micro_batches)),
             blend: [decay / bias, (1.0 - decay) / bias],
             leak_q24: leak.clamp(0.0, all) as u32,
         }
@@ -134,8 +135,8 @@ impl SpectralStep {
 const LARGEST_GRADIENT: f32 = 20.0;
 
 /// Units of a root mean square beyond which finer ones are of no use: rounding is then an error
-/// of half a percent.
-const MOST_UNITS_PER_RMS: f32 = 64.0;
+/// of two percent, and a sum takes six bits on its way between ranks.
+const MOST_UNITS_PER_RMS: f32 = 16.0;
 
 /// The numbers of one AdamW step at `rate` with weight decay `decay`.
 pub fn adam_step(ctx: &StepContext<'_>, rate: f32, decay: f32) -> AdamStep {

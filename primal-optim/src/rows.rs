@@ -146,7 +146,10 @@ impl SplitRows for GradRows<'_> {
             cols: self.cols,
             grad,
         };
-        (part(self.first_row, left), part(self.first_row + row, right))
+        (
+            part(self.first_row, left),
+            part(self.first_row + row, right),
+        )
     }
 }
 

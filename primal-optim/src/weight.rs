@@ -5,9 +5,7 @@ use std::ops::Range;
 use primal_kernels::{Isa, MatrixRows, decode_row};
 use primal_lut::{Grid, QuantMatrix, TensorFile};
 
-use crate::rule::{
-    Counted, LearningRule, NewMatrix, Place, Role, Values, ValuesMut, ValuesRef,
-};
+use crate::rule::{Counted, LearningRule, NewMatrix, Place, Role, Values, ValuesMut, ValuesRef};
 use crate::rules::still::Still;
 use crate::tiles::TILE_ROWS;
 use crate::{
@@ -369,7 +367,9 @@ impl Weight {
     /// Bytes in memory, as allocated; equals [`WeightBytes::plan`].
     pub fn allocated_bytes(&self) -> WeightBytes {
         let values = match self.rule.values() {
-            ValuesRef::Grid(matrix) => matrix.nibbles().len() + matrix.high().map_or(0, <[u8]>::len),
+            ValuesRef::Grid(matrix) => {
+                matrix.nibbles().len() + matrix.high().map_or(0, <[u8]>::len)
+            }
             ValuesRef::Dense(values) => 4 * values.len(),
         };
         WeightBytes {

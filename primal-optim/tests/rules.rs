@@ -364,6 +364,8 @@ fn votes_learn_and_frozen_codes_do_not() {
     );
     assert!(reached(Rule::Classic).1 > 0);
     assert!(reached(Rule::Shadow).0 < 0.5 * start);
+    assert!(reached(Rule::Spectral).0 < 0.5 * start);
+    assert!(reached(Rule::Muon).0 < 0.5 * start);
 }
 
 #[test]
@@ -408,21 +410,33 @@ fn misuse_is_an_error() {
     for &rule in Rule::ALL {
         let mut weight = weight(rule, (130, 8), Some(&grid), true);
         let error = weight.accumulate(&ctx, 0, 0..64, &fill).unwrap_err();
-        assert!(matches!(error, OptimError::NotBegun { step: 4, .. }), "{rule}");
+        assert!(
+            matches!(error, OptimError::NotBegun { step: 4, .. }),
+            "{rule}"
+        );
         weight.begin_step(&ctx).unwrap();
         for rows in [32..96, 64..131, 0..0] {
             let error = weight.accumulate(&ctx, 0, rows, &fill).unwrap_err();
-            assert!(matches!(error, OptimError::Tiles { rows: 130, .. }), "{rule}: {error}");
+            assert!(
+                matches!(error, OptimError::Tiles { rows: 130, .. }),
+                "{rule}: {error}"
+            );
         }
         assert!(weight.accumulate(&ctx, 0, 64..130, &fill).unwrap());
         weight.step(&ctx, 1.0);
-        assert!(weight.accumulate(&ctx, 0, 0..64, &fill).is_err(), "{rule}: the step is over");
+        assert!(
+            weight.accumulate(&ctx, 0, 0..64, &fill).is_err(),
+            "{rule}: the step is over"
+        );
     }
     let mut undeclared = weight(Rule::Consensus, (64, 8), Some(&grid), false);
     let error = undeclared.begin_step(&ctx).unwrap_err();
     assert!(matches!(error, OptimError::MicroBatches(2)), "{error}");
     let role = Role::Hidden(&[64, 32]);
-    let spec = WeightSpec { role, ..spec(Rule::Spectral, Some(&grid), true) };
+    let spec = WeightSpec {
+        role,
+        ..spec(Rule::Spectral, Some(&grid), true)
+    };
     assert!(Weight::new("w", 0, (64, 8), vec![0.0; 512], &spec).is_err());
 }
 
@@ -450,7 +464,8 @@ fn a_spectral_step_is_the_same_however_its_batch_is_cut() {
                 let piece = 8 / micro_batches;
                 let finite = weight.accumulate(&ctx, micro_batch, 0..64, &|tile, grad| {
                     for (i, g) in (tile.start * 48..tile.end * 48).zip(grad) {
-                        let parts = u32::from(micro_batch * piece)..u32::from((micro_batch + 1) * piece);
+                        let parts =
+                            u32::from(micro_batch * piece)..u32::from((micro_batch + 1) * piece);
                         let sum: f32 = parts.map(|part| noise(step + 1, part, i)).sum();
                         *g = sum / f32::from(piece);
                     }
@@ -461,10 +476,24 @@ fn a_spectral_step_is_the_same_however_its_batch_is_cut() {
             weight.step(&ctx, 1.0);
         }
         let matrix = weight.quant().unwrap();
-        (0..64).flat_map(|row| (0..48).map(move |col| (row, col))).map(|(row, col)| matrix.code(row, col)).collect::<Vec<_>>()
+        (0..64)
+            .flat_map(|row| (0..48).map(move |col| (row, col)))
+            .map(|(row, col)| matrix.code(row, col))
+            .collect::<Vec<_>>()
     });
     let start = weight(Rule::Spectral, (64, 48), Some(&grid), true);
-    let moved = codes[0].iter().enumerate().filter(|(i, code)| **code != start.quant().unwrap().code(i / 48, i % 48)).count();
-    let differ = codes[0].iter().zip(&codes[1]).filter(|(a, b)| a != b).count();
-    assert!(moved > 1000 && differ * 5 < moved, "{differ} of {moved} moved");
+    let moved = codes[0]
+        .iter()
+        .enumerate()
+        .filter(|(i, code)| **code != start.quant().unwrap().code(i / 48, i % 48))
+        .count();
+    let differ = codes[0]
+        .iter()
+        .zip(&codes[1])
+        .filter(|(a, b)| a != b)
+        .count();
+    assert!(
+        moved > 1000 && differ * 5 < moved,
+        "{differ} of {moved} moved"
+    );
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::args::BenchArgs;
 use crate::commands::train::cut_batch;
-use crate::commands::{apply_overrides, bench_vocoder, start_threads};
+use crate::commands::{apply_overrides, bench_vocoder, fit_rule_to, start_threads};
 use crate::output;
 use crate::progress::note;
 
@@ -226,6 +226,7 @@ impl Subject {
         }
         let name = args.preset.as_deref().unwrap_or("small");
         let mut config = Config::preset(name)?;
+        fit_rule_to(&mut config, Some(args.backend), None);
         apply_overrides(&args.set, |assignment| config.set(assignment))?;
         let vocab = match config.data.tokenizer.as_str() {
             "gpt2" => 50_257,

@@ -26,7 +26,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use primal_kernels::{CacheKind, Isa};
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::{Config, KvCacheKind};
+use primal_model::config::{Backend, Config, KvCacheKind, Rule};
 use primal_model::generate::Generator;
 use primal_model::sampling::{Sampling, TokenSampler};
 use primal_model::tokenizer::Tokenizer;
@@ -37,6 +37,18 @@ use crate::progress::note;
 use crate::report::WrongUsage;
 
 /// The configuration that `--preset` or `--config` names; without either the preset `small`.
+/// Lets a preset train on a GPU if that is asked for: by the rule that has kernels there.
+fn fit_rule_to(config: &mut Config, backend: Option<Backend>, gpus: Option<usize>) {
+    let on_gpu = backend == Some(Backend::Cuda) || gpus.is_some_and(|gpus| gpus > 1);
+    let rule = config.optim.rule;
+    if on_gpu && !Backend::Cuda.trains(rule) {
+        config.optim.rule = Rule::Consensus;
+        note(format_args!(
+            "a GPU does not train by rule {rule} yet: this is rule consensus"
+        ));
+    }
+}
+
 fn base_config(base: &BaseArgs) -> Result<Config> {
     if let Some(path) = &base.config {
         let text = fs::read_to_string(path)

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::args::PlanArgs;
 use crate::commands::train::{cut_batch, override_with};
-use crate::commands::{apply_overrides, base_config};
+use crate::commands::{apply_overrides, base_config, fit_rule_to};
 use crate::output;
 use crate::progress::note;
 
@@ -32,6 +32,9 @@ struct Plan {
 /// Prints the ledgers of training and of inference.
 pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     let mut config = base_config(&args.base)?;
+    if args.base.config.is_none() {
+        fit_rule_to(&mut config, args.backend, args.gpus);
+    }
     cut_batch(&mut config.train, args.batch, args.micro_batches);
     if let Some(budget) = args.memory_budget {
         config.train.memory_budget_mib = budget;

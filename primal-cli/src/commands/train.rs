@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use primal_model::ModelError;
 use primal_model::checkpoint::{self, Checkpoint};
-use primal_model::config::{Config, TrainConfig};
+use primal_model::config::{Config, Rule, TrainConfig};
 use primal_model::ledger::Ledger;
 use primal_model::metrics::DoneRow;
 use primal_model::parallel::Exchange;
@@ -21,7 +21,7 @@ use primal_model::train::{Event, Summary, Trainer};
 use serde::Serialize;
 
 use crate::args::TrainArgs;
-use crate::commands::{apply_overrides, base_config, note_config};
+use crate::commands::{apply_overrides, base_config, fit_rule_to, note_config};
 use crate::output;
 use crate::progress::{TrainProgress, note};
 use crate::report::INTERRUPTED;
@@ -188,6 +188,13 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
             .data
             .tokenizer
             .clone_from(&base.config.data.tokenizer);
+        if args.base.config.is_none() {
+            // Its rates for fine-tuning are known; those of `spectral` were not measured yet.
+            config.optim.rule = Rule::Consensus;
+        }
+    }
+    if args.rule.is_none() && args.base.config.is_none() && !from_checkpoint {
+        fit_rule_to(&mut config, args.backend, args.gpus);
     }
     config.data.instructions |= args.instructions;
     if !args.only_blocks.is_empty() {

@@ -120,7 +120,15 @@ fn flags_override_the_file_and_set_comes_last() {
 #[test]
 fn every_rule_trains() {
     let place = Workplace::new();
-    for rule in ["spectral", "consensus", "classic", "frozen", "shadow", "adamw", "muon"] {
+    for rule in [
+        "spectral",
+        "consensus",
+        "classic",
+        "frozen",
+        "shadow",
+        "adamw",
+        "muon",
+    ] {
         let row = json(place.train(rule, 3).args(["--rule", rule]));
         assert!(
             row["val_loss"].as_f64().unwrap().is_finite(),

@@ -351,7 +351,11 @@ impl Row {
             let code = code_at(&self.nibbles, self.high.as_deref(), c);
             let thresholds = if b > 0 { &table.up } else { &table.down };
             let t = i64::from(thresholds[usize::from(code)]);
-            let reached = if table.at_half { 2 * b.abs() > t } else { b.abs() >= t };
+            let reached = if table.at_half {
+                2 * b.abs() > t
+            } else {
+                b.abs() >= t
+            };
             if t > 0 && reached {
                 let moved = if b > 0 { code + 1 } else { code - 1 };
                 set_code(&mut self.nibbles, self.high.as_deref_mut(), c, moved);

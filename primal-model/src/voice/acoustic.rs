@@ -272,9 +272,9 @@ impl AcousticModel {
             });
         let d_decoded = &mut acts.d_normed[..n * c];
         let decoded = &acts.decoded[..n * c];
-        let mut finite = self
-            .mel
-            .backward(ctx, pieces, decoded, d_mel, d_decoded, &mut ws.linear)?;
+        let mut finite =
+            self.mel
+                .backward(ctx, pieces, decoded, d_mel, d_decoded, &mut ws.linear)?;
         let d_stream = &mut acts.d_stream[..n * c];
         d_stream.fill(0.0);
         self.decoder_norm.backward(
@@ -286,9 +286,9 @@ impl AcousticModel {
             d_stream,
         );
         let attention = attention(&self.shape, self.rope.as_ref(), &batch.frame_lengths);
-        finite &= acts
-            .decoder
-            .backward(ctx, &mut self.decoder, pieces, &attention, d_stream, ws)?;
+        finite &=
+            acts.decoder
+                .backward(ctx, &mut self.decoder, pieces, &attention, d_stream, ws)?;
         let places = &acts.places[..n * PLACE_FEATURES];
         // Nobody asks for the gradient of the places; the layer makes it all the same.
         let d_places = &mut acts.d_places[..n * PLACE_FEATURES];
@@ -369,16 +369,16 @@ impl AcousticModel {
                 .backward(ctx, &mut self.encoder, pieces, &attention, d_stream, ws)?;
         acts.index.build(&batch.symbols);
         let index = &acts.index;
-        finite &= self
-            .embedding
-            .accumulate(ctx, pieces.first, 0..Symbol::COUNT, &|tile, grad| {
-                grad.fill(0.0);
-                for (symbol, out) in tile.zip(grad.chunks_exact_mut(c)) {
-                    for row in index.rows_of(symbol) {
-                        kernels::add(isa, &d_stream[row * c..][..c], out);
+        finite &=
+            self.embedding
+                .accumulate(ctx, pieces.first, 0..Symbol::COUNT, &|tile, grad| {
+                    grad.fill(0.0);
+                    for (symbol, out) in tile.zip(grad.chunks_exact_mut(c)) {
+                        for row in index.rows_of(symbol) {
+                            kernels::add(isa, &d_stream[row * c..][..c], out);
+                        }
                     }
-                }
-            })?;
+                })?;
         self.embedding.end_micro_batch(ctx);
         Ok(finite)
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use primal_lut::Grid;
-use primal_optim::OptimConfig;
+use primal_optim::{OptimConfig, Rule};
 use serde::{Deserialize, Serialize};
 
 use super::Symbol;
@@ -104,6 +104,8 @@ impl Default for VoiceConfig {
             model: VoiceModelConfig::default(),
             train: VoiceTrainConfig::default(),
             optim: OptimConfig {
+                // Its rates for a voice are known; those of `spectral` were not measured yet.
+                rule: Rule::Consensus,
                 // Few steps: rows grow by their scales, which must be fast (docs/log.md, 2026-11-29).
                 eta: 0.03,
                 scale_lr_ratio: 3.0,

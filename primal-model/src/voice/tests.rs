@@ -141,7 +141,9 @@ fn gradients_are_those_of_finite_differences() {
     };
     let weight = 0.7;
     model.begin_step(&ctx).unwrap();
-    let losses = model.forward_backward(&ctx, 0, &batch, weight, &mut acts).unwrap();
+    let losses = model
+        .forward_backward(&ctx, 0, &batch, weight, &mut acts)
+        .unwrap();
     assert!(losses.unwrap().mel > 0.0);
     let gradients: Vec<(String, Vec<f32>)> = model
         .params()

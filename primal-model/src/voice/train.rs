@@ -312,9 +312,9 @@ impl VoiceTrainer {
             frames += self.batch.n_frames() as u64;
             let weight = train.duration_weight;
             let acts = &mut self.acts;
-            let losses = self
-                .model
-                .forward_backward(&ctx, micro_batch, &self.batch, weight, acts)?;
+            let losses =
+                self.model
+                    .forward_backward(&ctx, micro_batch, &self.batch, weight, acts)?;
             let Some(losses) = losses else {
                 finite = false;
                 break;

@@ -39,6 +39,8 @@ pub fn config(folder: &Path, run: &str, backend: &str, changes: &[&str]) -> Conf
         "train.save_every=0",
         "train.eval_tokens=64",
         "optim.warmup_steps=4",
+        // What a GPU has kernels for.
+        "optim.rule=consensus",
         // What a GPU computes when told int8, too.
         "train.compute=int8-float-gradients",
         &backend,

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use crate::cuda::{DEVICE, config, standin};
 use primal_lut::{QuantMatrix, TensorFile};
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::{Config, Rule};
+use primal_model::config::{Backend, Config, Rule};
 use primal_model::train::{Event, Summary, Trainer};
 
 /// Trains to the end; also returns the flips of each step as fractions.
@@ -202,13 +202,10 @@ fn only_some_blocks_learn() {
 }
 
 /// The rules that a GPU has kernels for.
-const GPU_RULES: [Rule; 5] = [
-    Rule::Consensus,
-    Rule::Classic,
-    Rule::Frozen,
-    Rule::Shadow,
-    Rule::Adamw,
-];
+fn gpu_rules() -> impl Iterator<Item = Rule> {
+    let all = Rule::ALL.iter().copied();
+    all.filter(|rule| Backend::Cuda.trains(*rule))
+}
 
 /// A run that was stopped and resumed on the GPU has every bit of one that was not.
 #[test]
@@ -216,7 +213,7 @@ fn resuming_changes_no_bit() {
     let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     standin();
     let folder = tempfile::tempdir().unwrap();
-    for rule in GPU_RULES {
+    for rule in gpu_rules() {
         let rule = format!("optim.rule={rule}");
         let changes = [
             "train.steps=2",
@@ -247,7 +244,7 @@ fn what_is_not_finite_is_skipped() {
     let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     standin();
     let folder = tempfile::tempdir().unwrap();
-    for rule in GPU_RULES {
+    for rule in gpu_rules() {
         let rule = format!("optim.rule={rule}");
         let runs = ["cpu", "cuda"].map(|backend| {
             let run = format!("{rule}-{backend}");

@@ -158,13 +158,7 @@ struct CountRows<'a> {
 }
 
 impl CountRows<'_> {
-    fn count(
-        self,
-        isa: Isa,
-        table: &FlipTable,
-        leak: u32,
-        rng: &VoteRng,
-    ) -> Counted {
+    fn count(self, isa: Isa, table: &FlipTable, leak: u32, rng: &VoteRng) -> Counted {
         let mut high = self
             .high
             .map(|high| high.chunks_exact_mut(self.high_row_bytes));

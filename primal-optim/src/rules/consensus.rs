@@ -549,4 +549,3 @@ impl SplitRows for VoteRows<'_> {
         (left, right)
     }
 }
-

@@ -25,7 +25,12 @@ struct Shadow {
 
 pub(crate) fn begin(matrix: NewMatrix<'_>) -> Result<Box<dyn LearningRule>, OptimError> {
     let mut codes = Codes::nearest(&matrix)?.matrix;
-    snap_latent(Isa::best(), &matrix.initial, matrix.scale_per_std, &mut codes);
+    snap_latent(
+        Isa::best(),
+        &matrix.initial,
+        matrix.scale_per_std,
+        &mut codes,
+    );
     Ok(Box::new(Shadow {
         matrix: codes,
         adam: AdamState::new(matrix.initial.len()),
@@ -67,12 +72,7 @@ impl LearningRule for Shadow {
         let decay = ctx.config.weight_decay;
         self.adam
             .step(ctx, &mut self.latent, grad_factor, rate, decay);
-        snap_latent(
-            ctx.isa,
-            &self.latent,
-            self.scale_per_std,
-            &mut self.matrix,
-        )
+        snap_latent(ctx.isa, &self.latent, self.scale_per_std, &mut self.matrix)
     }
 
     fn discard(&mut self) {
