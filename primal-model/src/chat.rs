@@ -181,6 +181,7 @@ mod tests {
             chat_template: Some(source.to_owned()),
             bos_token: Some("<s>".to_owned()),
             eos_token: Some("</s>".to_owned()),
+            ..TokenizerSettings::default()
         };
         ChatTemplate::new(&settings).map(Option::unwrap)
     }

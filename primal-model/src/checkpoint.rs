@@ -145,7 +145,8 @@ impl Checkpoint {
     /// packed for products of integers, or, where `compute` is float, kept as they are and
     /// multiplied in float32: slower, and what an export of the model computes.
     pub fn load_for_inference(&self, compute: Compute) -> Result<InferenceModel, ModelError> {
-        InferenceModel::packed(&self.config, self.position.vocab, &self.weights()?, compute)
+        let (config, vocab) = (self.config.in_use(), self.position.vocab);
+        InferenceModel::packed(&config, vocab, &self.weights()?, compute)
     }
 
     /// The tensors of the model.
@@ -155,11 +156,8 @@ impl Checkpoint {
 
     /// The model without what trains it: no ballots, no moments.
     pub fn load_model(&self) -> Result<Model, ModelError> {
-        Model::from_tensors(
-            &self.config,
-            self.position.vocab,
-            &self.tensors(MODEL_FILE)?,
-        )
+        let (config, vocab) = (self.config.in_use(), self.position.vocab);
+        Model::from_tensors(&config, vocab, &self.tensors(MODEL_FILE)?)
     }
 
     /// The tokenizer that the model was trained with.

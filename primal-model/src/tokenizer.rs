@@ -164,11 +164,20 @@ impl Tokenizer {
 
     /// Whether a token ends what a model writes: the end of a text, or of a turn in a chat.
     pub fn is_end(&self, token: u32) -> bool {
-        let end_of_turn = match self {
-            Tokenizer::HuggingFace(inner) => inner.end_of_turn,
-            _ => None,
+        let named = match self {
+            Tokenizer::HuggingFace(inner) => inner.ends.contains(&token),
+            _ => false,
         };
-        [self.end_of_text(), end_of_turn].contains(&Some(token))
+        named || self.end_of_text() == Some(token)
+    }
+
+    /// Every token that ends what a model writes, by its files, the chief one first; where they
+    /// name none, the end of a text.
+    pub fn ends(&self) -> Vec<u32> {
+        match self {
+            Tokenizer::HuggingFace(inner) if !inner.ends.is_empty() => inner.ends.clone(),
+            _ => self.end_of_text().into_iter().collect(),
+        }
     }
 
     /// The token that a Hugging Face tokenizer calls the start of a text.
@@ -181,10 +190,7 @@ impl Tokenizer {
 
     /// The token that ends what a model writes: that of a turn where there is one.
     pub fn eos_token(&self) -> Option<u32> {
-        match self {
-            Tokenizer::HuggingFace(inner) => inner.end_of_turn.or(inner.end_of_text),
-            _ => self.end_of_text(),
-        }
+        self.ends().first().copied()
     }
 
     /// The content of its `tokenizer.json`, if it has one.

@@ -8,7 +8,7 @@ use super::{
     TensorType, VERSION, Value,
 };
 use crate::ModelError;
-use crate::foreign::bytes::{ByteSource, Cursor, foreign, printable};
+use crate::foreign::bytes::{ByteSource, Cursor, LFS_START, foreign, printable};
 
 /// Header bytes read at most: bounds the memory that metadata can take, at about 4 bytes each.
 const MAX_HEADER_BYTES: u64 = 256 << 20;
@@ -201,7 +201,12 @@ struct Header<'s> {
 
 impl Header<'_> {
     fn counts(&mut self) -> Result<(u64, u64), ModelError> {
-        if self.cursor.array("magic")? != MAGIC {
+        let magic: [u8; 4] = self.cursor.array("magic")?;
+        if magic == LFS_START[..4] {
+            let reason = "this is a Git LFS pointer, not the weights; hint: git lfs pull";
+            return Err(self.error("file", reason));
+        }
+        if magic != MAGIC {
             return Err(self.error("magic", "is not GGUF"));
         }
         let version = self.u32("version")?;
