@@ -280,7 +280,9 @@ impl Header<'_> {
         let tensor_type = TensorType::from_id(id).ok_or_else(|| {
             let known: Vec<_> = TensorType::all().map(TensorType::name).collect();
             let known = known.join(" ");
-            self.error(name, format!("has type {id}, which is none of {known}"))
+            let kind = TensorType::describe(id);
+            let reason = format!("has type {kind}; this build reads {known}");
+            self.error(name, reason)
         })?;
         let (values, bytes) = (tensor_type.block_values(), tensor_type.block_bytes());
         if !shape[0].is_multiple_of(values) {
