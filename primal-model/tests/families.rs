@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use primal_kernels::{CacheKind, Isa};
 use primal_lut::Grid;
 use primal_model::checkpoint::Checkpoint;
-use primal_model::config::{Compute, Config, FloatPart};
+use primal_model::config::{Compute, Config, FloatPart, RopeScaling};
 use primal_model::export::{ExportFormat, export};
-use primal_model::foreign::gguf::TensorType;
+use primal_model::foreign::gguf::{GgufFile, GgufWriter, TensorType, Value as GgufValue};
 use primal_model::foreign::safetensors::{FloatType, SafetensorsFile};
 use primal_model::generate::Generator;
 use primal_model::import::{ImportOptions, ImportReport, import};
@@ -169,7 +169,7 @@ fn every_family_gives_the_loss_and_logits_of_transformers() {
 #[test]
 fn families_come_back_from_their_exports() {
     let place = tempfile::tempdir().unwrap();
-    for (name, has_gguf) in FAMILIES {
+    for (name, _) in FAMILIES {
         let path = |what: &str| place.path().join(format!("{name}-{what}"));
         let from = folder(name, &path("hf"));
         let (checkpoint, _) = load(&from, &path("grid"), &options(Vec::new()));
@@ -197,7 +197,6 @@ fn families_come_back_from_their_exports() {
                 "{name} {kind}"
             );
         }
-        let _ = has_gguf;
     }
 }
 
@@ -409,4 +408,262 @@ fn what_a_family_does_not_have_is_refused_or_said() {
     });
     // Not the tensors of that family, but its window is none: the first error is another.
     assert!(refusal(&from, &place.path().join("upper")).contains("q_norm"));
+}
+
+/// The Llama of the golden GGUF files with keys changed or, for `None`, removed; in `place`.
+fn gguf(place: &Path, name: &str, changes: &[(&str, Option<GgufValue>)]) -> PathBuf {
+    let mut file = GgufFile::open(&golden("llama3").join("model.gguf")).unwrap();
+    let mut writer = GgufWriter::new();
+    for (key, value) in file.all_metadata() {
+        if !changes.iter().any(|(changed, _)| changed == key) {
+            writer.set(key, value.clone());
+        }
+    }
+    for (key, value) in changes {
+        if let Some(value) = value {
+            writer.set(key, value.clone());
+        }
+    }
+    let tensors = file.tensors().clone();
+    for (name, info) in &tensors {
+        writer.plan(name, &info.shape, TensorType::F32);
+    }
+    let path = place.join(format!("{name}.gguf"));
+    let mut started = writer.start(&path).unwrap();
+    for (name, info) in &tensors {
+        let values = file.tensor(name, &info.shape).unwrap();
+        started.tensor(name, &values).unwrap();
+    }
+    started.finish().unwrap();
+    path
+}
+
+#[test]
+fn keys_of_gguf_are_applied_or_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let float_value = |value: f32| Some(GgufValue::f32(value));
+    for (at, (key, value, part)) in [
+        ("llama.attention.scale", float_value(0.1), "0.1"),
+        ("llama.logit_scale", float_value(2.0), "2"),
+        ("llama.embedding_scale", float_value(12.0), "12"),
+        ("llama.residual_scale", float_value(0.2), "0.2"),
+        (
+            "llama.attention.causal",
+            Some(GgufValue::bool(false)),
+            "is 0",
+        ),
+        ("llama.expert_count", Some(GgufValue::u32(8)), "is 8"),
+        ("llama.attention.max_alibi_bias", float_value(8.0), "no key"),
+        ("llama.final_logit_softcapping", float_value(30.0), "no key"),
+        (
+            "llama.rope.scaling.yarn_log_multiplier",
+            float_value(0.1),
+            "0.1",
+        ),
+        (
+            "llama.rope.scaling.yarn_ext_factor",
+            float_value(0.5),
+            "0.5",
+        ),
+        ("llama.rope.scaling.attn_factor", float_value(-2.0), "-2"),
+        (
+            "llama.rope.scaling.type",
+            Some(GgufValue::String("dynamic".into())),
+            "dynamic",
+        ),
+        (
+            "llama.rope.dimension_count",
+            Some(GgufValue::u32(8)),
+            "8 of 16",
+        ),
+        (
+            "llama.attention.value_length",
+            Some(GgufValue::u32(8)),
+            "is 8",
+        ),
+        (
+            "llama.attention.head_count_kv",
+            Some(GgufValue::i32s(&[2, 1])),
+            "layer to layer",
+        ),
+        (
+            "llama.attention.head_count_kv",
+            Some(GgufValue::String("x".into())),
+            "not a number",
+        ),
+        ("llama.block_count", None, "is missing"),
+        ("split.count", Some(GgufValue::u32(3)), "llama-gguf-split"),
+        (
+            "general.architecture",
+            Some(GgufValue::String("mamba".into())),
+            "is mamba",
+        ),
+        (
+            "tokenizer.ggml.pre",
+            Some(GgufValue::String("tekken".into())),
+            "is tekken",
+        ),
+        (
+            "tokenizer.ggml.eot_token_id",
+            Some(GgufValue::u32(9999)),
+            "not the id",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let from = gguf(place.path(), &format!("bad{at}"), &[(key, value)]);
+        let error = refusal(&from, &place.path().join("out"));
+        assert!(
+            error.contains(key) && error.contains(part),
+            "{key}: {error}"
+        );
+    }
+    // What changes nothing is no reason to refuse a file.
+    let neutral = [
+        ("llama.attention.scale", float_value(0.25)),
+        ("llama.logit_scale", float_value(1.0)),
+        ("llama.attention.causal", Some(GgufValue::bool(true))),
+        ("llama.expert_count", Some(GgufValue::u32(0))),
+        (
+            "llama.attention.head_count_kv",
+            Some(GgufValue::i32s(&[2, 2])),
+        ),
+        (
+            "llama.feed_forward_length",
+            Some(GgufValue::i32s(&[24, 24])),
+        ),
+        ("llama.rope.scaling.attn_factor", float_value(1.0)),
+        ("split.count", Some(GgufValue::u32(1))),
+    ];
+    let from = gguf(place.path(), "neutral", &neutral);
+    let (checkpoint, report) = load(&from, &place.path().join("neutral"), &float());
+    Expected::read("llama3", "").assert_equal("neutral keys", &checkpoint);
+    assert!(report.notes.is_empty());
+
+    let model = |name: &str, changes: &[(&str, Option<GgufValue>)]| {
+        let from = gguf(place.path(), name, changes);
+        let (checkpoint, report) = load(&from, &place.path().join(name), &float());
+        (checkpoint.config.model, report.notes)
+    };
+    let (found, _) = model("linear", &[("llama.rope.scale_linear", float_value(4.0))]);
+    assert_eq!(
+        (found.rope_scaling, found.rope_factor),
+        (RopeScaling::Linear, 4.0)
+    );
+    let text = |text: &str| Some(GgufValue::String(text.to_owned()));
+    let (found, _) = model(
+        "yarn",
+        &[
+            ("llama.rope.scaling.type", text("yarn")),
+            ("llama.rope.scaling.factor", float_value(4.0)),
+            ("llama.rope.scaling.yarn_beta_fast", float_value(4.0)),
+            ("llama.rope.scaling.yarn_beta_slow", float_value(0.5)),
+            ("llama.rope.scaling.yarn_attn_factor", float_value(2.0)),
+            ("llama.rope.scaling.yarn_ext_factor", float_value(-1.0)),
+        ],
+    );
+    assert_eq!((found.rope_beta_fast, found.rope_beta_slow), (4.0, 0.5));
+    let expected = 2.0 * (0.1 * 4.0f32.ln() + 1.0);
+    assert!((found.rope_attention_factor - expected).abs() < 1e-6);
+    let window = [("llama.attention.sliding_window", Some(GgufValue::u32(4096)))];
+    let (found, notes) = model("window", &window);
+    assert_eq!(found.context, 4096);
+    assert!(notes[0].contains("4096 of 131072"), "{notes:?}");
+}
+
+#[test]
+fn the_vocabulary_of_gguf_begins_and_ends_as_llama_cpp_has_it() {
+    let place = tempfile::tempdir().unwrap();
+    let tokenizer = |name: &str, changes: &[(&str, Option<GgufValue>)]| {
+        let from = gguf(place.path(), name, changes);
+        let (checkpoint, _) = load(&from, &place.path().join(name), &float());
+        (checkpoint.load_tokenizer().unwrap(), checkpoint)
+    };
+    let text = |text: &str| Some(GgufValue::String(text.to_owned()));
+    const PRE: &str = "tokenizer.ggml.pre";
+    const ADD: &str = "tokenizer.ggml.add_bos_token";
+    for (name, changes, start) in [
+        ("gpt2", vec![(PRE, text("gpt-2"))], None),
+        ("none", vec![(PRE, None)], None),
+        ("llama3", vec![(PRE, text("llama-bpe"))], Some(0)),
+        ("falcon3", vec![(PRE, text("falcon3"))], Some(0)),
+        ("qwen", vec![(PRE, text("deepseek-r1-qwen"))], None),
+        ("phi2", vec![(PRE, text("phi-2"))], None),
+        (
+            "told",
+            vec![
+                (PRE, text("llama-bpe")),
+                (ADD, Some(GgufValue::bool(false))),
+            ],
+            None,
+        ),
+        (
+            "told2",
+            vec![(PRE, text("qwen2")), (ADD, Some(GgufValue::bool(true)))],
+            Some(0),
+        ),
+    ] {
+        let (found, _) = tokenizer(name, &changes);
+        assert_eq!(found.start_of_text(), start, "{name}");
+    }
+    let (found, checkpoint) = tokenizer(
+        "ends",
+        &[
+            ("tokenizer.ggml.eot_token_id", Some(GgufValue::u32(5))),
+            ("tokenizer.ggml.eom_token_id", Some(GgufValue::u32(9))),
+        ],
+    );
+    assert_eq!(found.ends(), [0, 5, 9]);
+    // Out and in again.
+    for (kind, format) in [
+        ("hf", ExportFormat::HuggingFace(FloatType::F32)),
+        ("gguf", ExportFormat::Gguf(TensorType::F32)),
+    ] {
+        let out = place.path().join(format!("out-{kind}"));
+        export(&checkpoint, format, &out).unwrap();
+        let (again, _) = load(&out, &place.path().join(format!("again-{kind}")), &float());
+        assert_eq!(again.load_tokenizer().unwrap().ends(), [0, 5, 9], "{kind}");
+        if kind == "hf" {
+            let written = fs::read_to_string(out.join("generation_config.json")).unwrap();
+            let written: Value = serde_json::from_str(&written).unwrap();
+            assert_eq!(written["eos_token_id"], serde_json::json!([0, 5, 9]));
+        }
+    }
+}
+
+#[test]
+fn packed_folders_are_named_for_what_they_are() {
+    let place = tempfile::tempdir().unwrap();
+    for (tensor, words) in [
+        ("model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
+        (
+            "model.layers.0.self_attn.q_proj.weight.absmax",
+            "4 bits by bitsandbytes",
+        ),
+        ("model.layers.0.mlp.down_proj.SCB", "8 bits by bitsandbytes"),
+        (
+            "model.layers.0.mlp.down_proj.weight_scale_inv",
+            "8-bit floating point",
+        ),
+        (
+            "model.layers.0.mlp.down_proj.weight_packed",
+            "compressed-tensors",
+        ),
+        ("model.embed_tokens.scales", "MLX"),
+        ("base_model.model.x.lora_A.weight", "LoRA adapter"),
+        ("language_model.model.x", "language_model"),
+    ] {
+        let from = case(place.path(), words, &|_| {});
+        let header = serde_json::json!({
+            tensor: { "dtype": "F32", "shape": [1], "data_offsets": [0, 4] },
+        });
+        let header = header.to_string();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([0; 4]);
+        fs::write(from.join("model.safetensors"), bytes).unwrap();
+        let error = refusal(&from, &place.path().join("out"));
+        assert!(error.contains(words), "{tensor}: {error}");
+    }
 }

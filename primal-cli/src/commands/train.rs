@@ -13,7 +13,7 @@ use anyhow::bail;
 use anyhow::{Context, Result};
 use primal_model::ModelError;
 use primal_model::checkpoint::{self, Checkpoint};
-use primal_model::config::{Config, TrainConfig};
+use primal_model::config::{Config, PositionKind, TrainConfig};
 use primal_model::ledger::Ledger;
 use primal_model::metrics::DoneRow;
 use primal_model::parallel::Exchange;
@@ -173,7 +173,7 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
         config.train.run = run;
     }
     if let Some(base) = base {
-        config.model = base.config.model.clone();
+        config.model = base.config.in_use().model;
         config
             .data
             .tokenizer
@@ -208,6 +208,15 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
     override_with(&mut config.train.memory_budget_mib, &args.memory_budget);
     config.train.ignore_memory_limit |= args.ignore_memory_limit;
     apply_overrides(&args.set, |assignment| config.set(assignment))?;
+    if let Some(base) = base {
+        let own = base.config.in_use().model;
+        let model = &mut config.model;
+        // Windows shorter than the model's context train it; they do not shorten it.
+        if model.position == PositionKind::Rope && model.context < own.context {
+            model.full_context = own.context;
+        }
+        config.train.eval_tokens = config.train.eval_tokens.max(config.model.context);
+    }
     Ok(config)
 }
 

@@ -1,6 +1,7 @@
 //! Hugging Face tokenizers: `tokenizer.json`, and the parts of `tokenizer_config.json` that a
 //! chat needs.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -43,6 +44,12 @@ pub struct HuggingFace {
     /// The tokens that end what the model writes, the one of the settings first: that of a turn
     /// in models made for chat.
     pub(super) ends: Vec<u32>,
+    /// The spelling of every control token.
+    pub(super) control: Vec<String>,
+    /// Which token stands for which byte, where some do.
+    bytes: HashMap<u32, u8>,
+    /// The token of the byte of the letter A, where there is one.
+    pub(super) letter: Option<u32>,
 }
 
 /// What a folder says of its tokenizer beside the vocabulary.
@@ -121,6 +128,16 @@ impl HuggingFace {
             }
         }
         let start_of_text = added.get_ids().first().copied();
+        let control = tokenizer.get_added_tokens_decoder().into_values();
+        let control =
+            control.filter(|token| token.special && token.content.chars().nth(1).is_some());
+        let control = control.map(|token| token.content).collect();
+        let mut bytes = HashMap::new();
+        if value["model"]["byte_fallback"] == true {
+            let tokens = (0..=255).map(|byte: u8| (id_of(&format!("<0x{byte:02X}>")), byte));
+            bytes.extend(tokens.filter_map(|(id, byte)| Some((id?, byte))));
+        }
+        let letter = id_of("<0x41>").filter(|_| !bytes.is_empty());
         let mut settings = settings;
         settings.bos_token_id = bos;
         settings.eos_token_ids.clone_from(&ends);
@@ -129,11 +146,19 @@ impl HuggingFace {
             bos,
             end_of_text,
             ends,
+            control,
+            bytes,
+            letter,
             vocab_size,
             tokenizer,
             json,
             settings,
         })
+    }
+
+    /// The byte that a token stands for, if it does.
+    pub(super) fn byte(&self, token: u32) -> Option<u8> {
+        self.bytes.get(&token).copied()
     }
 
     pub(super) fn save(&self, folder: &Path) -> Result<(), ModelError> {
