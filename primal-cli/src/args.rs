@@ -123,7 +123,8 @@ pub struct TrainArgs {
     /// Pieces computed at once; costs memory, changes no result.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub micro_batches_per_pass: Option<usize>,
-    /// Longest sequence in tokens.
+    /// Tokens of a training window. A new model sees as many when it writes; one that is trained on
+    /// with --from keeps its own context.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub context: Option<usize>,
     /// Seed of every random number.

@@ -18,6 +18,10 @@ pub(crate) struct Block<W = Weight> {
     pub(crate) norm1: Norm,
     /// ((H + 2·KV)·D, C): rows are [query heads | key heads | value heads].
     pub(crate) qkv: Linear<W>,
+    /// Norms of each head's queries and keys, in models that have them.
+    pub(crate) head_norms: Option<HeadNorms>,
+    /// Whether queries and keys are turned by their positions, where positions are rotary.
+    pub(crate) turned: bool,
     /// (C, H·D).
     pub(crate) attention_out: Linear<W>,
     pub(crate) norm2: Norm,
@@ -26,6 +30,15 @@ pub(crate) struct Block<W = Weight> {
     pub(crate) up: Linear<W>,
     /// (C, F).
     pub(crate) down: Linear<W>,
+}
+
+/// The norms that every head's queries, and every head's keys, share.
+#[derive(Clone, Debug)]
+pub(crate) struct HeadNorms {
+    /// (D).
+    pub(crate) query: Norm,
+    /// (D).
+    pub(crate) key: Norm,
 }
 
 /// Each half of a block adds second(f(first(norm(x)))) to the residual stream x.
@@ -120,6 +133,85 @@ impl Attention<'_> {
     }
 }
 
+/// Heads that have a norm of their own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heads {
+    Queries,
+    Keys,
+}
+
+/// Where queries and keys lie in n rows of (H + 2·KV)·D.
+struct HeadPlaces {
+    shape: AttentionShape,
+    rows: usize,
+}
+
+impl HeadPlaces {
+    fn new(shape: AttentionShape, rows: usize) -> Self {
+        HeadPlaces { shape, rows }
+    }
+
+    fn count(&self, heads: Heads) -> usize {
+        match heads {
+            Heads::Queries => self.shape.heads,
+            Heads::Keys => self.shape.kv_heads,
+        }
+    }
+
+    fn len(&self, heads: Heads) -> usize {
+        self.rows * self.count(heads) * self.shape.head_dim
+    }
+
+    fn part(&self, heads: Heads) -> Range<usize> {
+        let queries = self.shape.heads * self.shape.head_dim;
+        match heads {
+            Heads::Queries => 0..queries,
+            Heads::Keys => queries..queries + self.shape.kv_heads * self.shape.head_dim,
+        }
+    }
+
+    /// Copies them to `to` (n·heads, D).
+    fn gather(&self, heads: Heads, qkv: &[f32], to: &mut [f32]) {
+        let part = self.part(heads);
+        let rows = qkv.chunks_exact(self.shape.qkv_width());
+        for (row, to) in rows.zip(to.chunks_exact_mut(part.len())) {
+            to.copy_from_slice(&row[part.clone()]);
+        }
+    }
+
+    /// Puts them back.
+    fn scatter(&self, heads: Heads, from: &[f32], qkv: &mut [f32]) {
+        let part = self.part(heads);
+        let rows = qkv.chunks_exact_mut(self.shape.qkv_width());
+        for (row, from) in rows.zip(from.chunks_exact(part.len())) {
+            row[part.clone()].copy_from_slice(from);
+        }
+    }
+}
+
+impl HeadNorms {
+    /// Normalises queries and keys of `qkv` (n, (H + 2·KV)·D) in place; `heads` (H, D) and
+    /// `stats` (H) are room for a token's.
+    pub(crate) fn forward(
+        &self,
+        isa: Isa,
+        shape: AttentionShape,
+        qkv: &mut [f32],
+        heads: &mut [f32],
+        stats: &mut NormStats,
+    ) {
+        let at = HeadPlaces::new(shape, 1);
+        for (which, norm) in [(Heads::Queries, &self.query), (Heads::Keys, &self.key)] {
+            let part = at.part(which);
+            let heads = &mut heads[..part.len()];
+            for row in qkv.chunks_exact_mut(shape.qkv_width()) {
+                norm.forward(isa, &row[part.clone()], heads, stats);
+                row[part.clone()].copy_from_slice(heads);
+            }
+        }
+    }
+}
+
 /// The elements of `rows` rows of `width`.
 fn of(rows: &Range<usize>, width: usize) -> Range<usize> {
     rows.start * width..rows.end * width
@@ -128,6 +220,10 @@ fn of(rows: &Range<usize>, width: usize) -> Range<usize> {
 /// What the backward pass of a block needs beside the block's input. n = token rows of a pass.
 pub(crate) struct BlockActivations {
     norm1: NormStats,
+    /// (n·H, D), then (n·KV, D): queries and keys before their norms; empty without these.
+    heads: Vec<f32>,
+    query_norm: NormStats,
+    key_norm: NormStats,
     /// (n, (H + 2·KV)·D), queries and keys turned by their positions.
     qkv: Vec<f32>,
     /// (sequences, heads, T) log-sum-exp of the attention scores.
@@ -145,6 +241,9 @@ impl BlockActivations {
     pub(crate) fn new(rows: usize, shape: &ModelShape) -> Self {
         BlockActivations {
             norm1: NormStats::new(rows),
+            heads: vec![0.0; rows * shape.normed_heads() * shape.head_dim],
+            query_norm: NormStats::new(rows * shape.normed_heads().min(shape.n_head)),
+            key_norm: NormStats::new(rows * shape.normed_heads().min(shape.n_kv_head)),
             qkv: vec![0.0; rows * shape.qkv_width()],
             lse: vec![0.0; rows * shape.n_head],
             attention: vec![0.0; rows * shape.attention_width()],
@@ -155,8 +254,10 @@ impl BlockActivations {
     }
 
     pub(crate) fn allocated_bytes(&self) -> u64 {
-        let stats = [&self.norm1, &self.norm2].map(|stats| stats.mean.len() + stats.rstd.len());
+        let stats = [&self.norm1, &self.norm2, &self.query_norm, &self.key_norm];
+        let stats = stats.map(|stats| stats.mean.len() + stats.rstd.len());
         let floats = [
+            &self.heads,
             &self.qkv,
             &self.lse,
             &self.attention,
@@ -170,6 +271,7 @@ impl BlockActivations {
     /// Bytes of [`BlockActivations::new`].
     pub(crate) fn bytes(rows: usize, shape: &ModelShape) -> u64 {
         let widths = [
+            shape.normed_heads() * (shape.head_dim + 2),
             shape.qkv_width(),
             shape.n_head,
             shape.attention_width(),
@@ -312,7 +414,29 @@ impl Block {
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
         self.qkv
             .forward(isa, pieces, normed, qkv, false, &mut ws.linear);
-        attention.forward(isa, qkv, mixed, lse);
+        if let Some(norms) = &self.head_norms {
+            let at = HeadPlaces::new(attention.shape, n);
+            let (queries, keys) = kept.heads.split_at_mut(at.len(Heads::Queries));
+            for (heads, norm, unnormed, stats) in [
+                (Heads::Queries, &norms.query, queries, &mut kept.query_norm),
+                (Heads::Keys, &norms.key, keys, &mut kept.key_norm),
+            ] {
+                let unnormed = &mut unnormed[..at.len(heads)];
+                at.gather(heads, qkv, unnormed);
+                let normed = &mut ws.normed[..unnormed.len()];
+                norm.forward(isa, unnormed, normed, stats);
+                at.scatter(heads, normed, qkv);
+            }
+        }
+        self.of_positions(attention).forward(isa, qkv, mixed, lse);
+    }
+
+    /// The same without positions where the block has none.
+    fn of_positions<'a>(&self, attention: &Attention<'a>) -> Attention<'a> {
+        Attention {
+            rope: attention.rope.filter(|_| self.turned),
+            ..*attention
+        }
     }
 
     /// `up` (n, U) of the middle of the block (n, C).
@@ -429,7 +553,28 @@ impl Block {
             .backward(ctx, pieces, mixed, dx, d_mixed, &mut ws.linear)?;
         let qkv = &kept.qkv[..n * self.qkv.weight.rows()];
         let lse = &kept.lse[..n * attention.shape.heads];
-        attention.backward(isa, (qkv, mixed, lse), d_mixed, d_qkv);
+        self.of_positions(attention)
+            .backward(isa, (qkv, mixed, lse), d_mixed, d_qkv);
+        if let Some(norms) = &mut self.head_norms {
+            let at = HeadPlaces::new(attention.shape, n);
+            let (queries, keys) = kept.heads.split_at(at.len(Heads::Queries));
+            for (heads, norm, unnormed, stats) in [
+                (Heads::Queries, &mut norms.query, queries, &kept.query_norm),
+                (Heads::Keys, &mut norms.key, keys, &kept.key_norm),
+            ] {
+                let len = at.len(heads);
+                // Neither is needed any more.
+                let (d_heads, d_unnormed) = (&mut ws.normed[..len], &mut kept.qkv[..len]);
+                at.gather(heads, d_qkv, d_heads);
+                d_unnormed.fill(0.0);
+                let pieces = Pieces {
+                    piece_rows: pieces.piece_rows * at.count(heads),
+                    ..pieces
+                };
+                norm.backward(isa, pieces, d_heads, &unnormed[..len], stats, d_unnormed);
+                at.scatter(heads, d_unnormed, d_qkv);
+            }
+        }
         let normed = &mut ws.normed[..n * width];
         self.norm1.forward(isa, x, normed, &mut kept.norm1);
         finite &= self
@@ -443,6 +588,10 @@ impl Block {
     pub(crate) fn params<'a>(&'a self, to: &mut Vec<Param<'a>>) {
         self.norm1.params(to);
         self.qkv.params(to);
+        if let Some(norms) = &self.head_norms {
+            norms.query.params(to);
+            norms.key.params(to);
+        }
         self.attention_out.params(to);
         self.norm2.params(to);
         self.up.params(to);
@@ -465,6 +614,10 @@ impl Block {
     pub(crate) fn for_each_mut(&mut self, each: &mut dyn FnMut(ParamMut<'_>)) {
         self.norm1.for_each_mut(each);
         self.qkv.for_each_mut(each);
+        if let Some(norms) = &mut self.head_norms {
+            norms.query.for_each_mut(each);
+            norms.key.for_each_mut(each);
+        }
         self.attention_out.for_each_mut(each);
         self.norm2.for_each_mut(each);
         self.up.for_each_mut(each);

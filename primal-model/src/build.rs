@@ -6,7 +6,7 @@ use primal_lut::{Grid, TensorFile};
 use primal_optim::{FloatVector, Role, Weight, WeightSpec};
 use rayon::prelude::*;
 
-use crate::block::Block;
+use crate::block::{Block, HeadNorms};
 use crate::config::{Config, FloatPart};
 use crate::error::ModelError;
 use crate::layers::{Linear, Norm};
@@ -154,11 +154,31 @@ pub(crate) fn block<W>(
             source.vector(name, len, initial)
         })
     };
+    let (norm1, norm2) = (norm("norm1")?, norm("norm2")?);
+    let mut head_norm = |name: &str| {
+        let name = format!("blocks.{layer}.{name}");
+        Norm::of_width(
+            m,
+            &name,
+            shape.head_dim,
+            false,
+            &mut |name, len, initial| source.vector(name, len, initial),
+        )
+    };
+    let head_norms = match shape.qk_norm {
+        true => Some(HeadNorms {
+            query: head_norm("query_norm")?,
+            key: head_norm("key_norm")?,
+        }),
+        false => None,
+    };
     Ok(Block {
-        norm1: norm("norm1")?,
+        norm1,
         qkv,
+        head_norms,
+        turned: !m.rope_free_layers.contains(&layer),
         attention_out,
-        norm2: norm("norm2")?,
+        norm2,
         feed_forward: shape.feed_forward,
         up,
         down,

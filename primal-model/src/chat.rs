@@ -3,13 +3,17 @@
 //! A template comes from a file and is a program: it may run so many instructions, nest so deep
 //! and write so much, and ends with an error where it wants more.
 
+mod python;
+
 use std::io::{self, Write};
 
-use crate::ModelError;
-use crate::tokenizer::TokenizerSettings;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, context};
+use serde_json::{Map, Value as Json};
+
+use crate::ModelError;
+use crate::tokenizer::{Tokenizer, TokenizerSettings};
 
 /// Instructions that a template may run for each message, and at least in all.
 const FUEL_PER_MESSAGE: u64 = 20_000;
@@ -24,34 +28,100 @@ const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// What was said, by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: &'static str,
-    /// The words.
-    pub content: String,
+    /// `system`, `user`, `assistant`, or another one that the template knows.
+    pub role: String,
+    /// The words; a call of a tool may have none.
+    pub content: Option<String>,
+    /// What else a template may look at, such as `tool_calls`.
+    pub more: Map<String, Json>,
 }
 
 impl Message {
+    /// A message of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message {
+            role: role.into(),
+            content: Some(content.into()),
+            more: Map::new(),
+        }
+    }
+
     /// A message of the user.
     pub fn user(content: impl Into<String>) -> Message {
-        Message {
-            role: "user",
-            content: content.into(),
-        }
+        Message::new("user", content)
     }
 
     /// A message of the model.
     pub fn assistant(content: impl Into<String>) -> Message {
-        Message {
-            role: "assistant",
-            content: content.into(),
-        }
+        Message::new("assistant", content)
     }
 
     /// What comes before the conversation.
     pub fn system(content: impl Into<String>) -> Message {
+        Message::new("system", content)
+    }
+
+    /// Whether the model said it.
+    pub fn is_answer(&self) -> bool {
+        self.role == "assistant"
+    }
+
+    /// The message with every text in it changed.
+    fn map_texts(&self, change: &dyn Fn(&str) -> String) -> Message {
+        fn map(value: &Json, change: &dyn Fn(&str) -> String) -> Json {
+            match value {
+                Json::String(text) => Json::String(change(text)),
+                Json::Array(list) => list.iter().map(|value| map(value, change)).collect(),
+                Json::Object(values) => {
+                    let values = values.iter();
+                    values
+                        .map(|(key, value)| (key.clone(), map(value, change)))
+                        .collect()
+                }
+                other => other.clone(),
+            }
+        }
+        let more = self.more.iter();
         Message {
-            role: "system",
-            content: content.into(),
+            role: self.role.clone(),
+            content: self.content.as_deref().map(change),
+            more: more
+                .map(|(key, value)| (key.clone(), map(value, change)))
+                .collect(),
+        }
+    }
+
+    fn value(&self) -> Value {
+        let content = self.content.as_deref().map_or(Value::from(()), Value::from);
+        let own = [
+            ("role", Value::from(self.role.as_str())),
+            ("content", content),
+        ];
+        let more = self.more.iter();
+        let more = more.map(|(key, value)| (key.as_str(), value_of(value)));
+        Value::from_pairs(own.into_iter().chain(more))
+    }
+
+    fn bytes(&self) -> usize {
+        let more = self.more.values().map(|value| value.to_string().len());
+        self.content.as_ref().map_or(0, String::len) + more.sum::<usize>()
+    }
+}
+
+/// A value of JSON as the template sees it.
+fn value_of(value: &Json) -> Value {
+    match value {
+        Json::Null => Value::from(()),
+        Json::Bool(value) => Value::from(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => Value::from(whole),
+            (None, number) => Value::from(number.unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(list) => list.iter().map(value_of).collect(),
+        Json::Object(values) => {
+            let values = values.iter();
+            Value::from_pairs(values.map(|(key, value)| (key.as_str(), value_of(value))))
         }
     }
 }
@@ -95,8 +165,9 @@ impl ChatTemplate {
                 Err(Error::new(ErrorKind::InvalidOperation, reason))
             },
         );
+        python::add_to(&mut environment);
         environment
-            .add_template_owned("chat", source)
+            .add_template_owned("chat", python::rewrite(&source))
             .map_err(template_error)?;
         Ok(Some(ChatTemplate {
             environment,
@@ -115,19 +186,19 @@ impl ChatTemplate {
         let mut environment = self.environment.clone();
         let fuel = LEAST_FUEL.max(FUEL_PER_MESSAGE * messages.len() as u64);
         environment.set_fuel(Some(fuel));
-        let spoken: usize = messages.iter().map(|message| message.content.len()).sum();
+        let spoken: usize = messages.iter().map(Message::bytes).sum();
         let mut text = Limited {
             bytes: Vec::new(),
             most: MAX_OUTPUT_BYTES + 8 * spoken,
         };
         let template = environment.get_template("chat").map_err(template_error)?;
-        let told: Vec<Value> = messages
-            .iter()
-            .map(|it| Value::from_pairs([("role", it.role), ("content", &it.content)]))
-            .collect();
+        let told: Vec<Value> = messages.iter().map(Message::value).collect();
         let values = context! {
             messages => Value::from(told),
             add_generation_prompt => reply_next,
+            // Templates ask whether there are any: `none` is how they are told that there are not.
+            tools => (),
+            documents => (),
             bos_token => self.bos_token.as_str(),
             eos_token => self.eos_token.as_str(),
         };
@@ -135,6 +206,35 @@ impl ChatTemplate {
             .render_captured_to(values, &mut text)
             .map_err(template_error)?;
         String::from_utf8(text.bytes).map_err(|error| ModelError::ChatTemplate(error.to_string()))
+    }
+}
+
+/// The template's words for a conversation as tokens: what people wrote in it makes no control
+/// token, whatever it spells.
+impl ChatTemplate {
+    /// The tokens of [`ChatTemplate::render`].
+    ///
+    /// # Errors
+    /// As there, and those of the tokenizer.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        reply_next: bool,
+    ) -> Result<Vec<u32>, ModelError> {
+        tokenizer.encode_marked(&self.render_marked(tokenizer, messages, reply_next)?)
+    }
+
+    /// The text of [`ChatTemplate::render`] for [`Tokenizer::encode_marked`].
+    pub(crate) fn render_marked(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        reply_next: bool,
+    ) -> Result<String, ModelError> {
+        let mark = |text: &str| tokenizer.mark_control_tokens(text).into_owned();
+        let marked: Vec<Message> = messages.iter().map(|it| it.map_texts(&mark)).collect();
+        self.render(&marked, reply_next)
     }
 }
 
@@ -181,6 +281,7 @@ mod tests {
             chat_template: Some(source.to_owned()),
             bos_token: Some("<s>".to_owned()),
             eos_token: Some("</s>".to_owned()),
+            ..TokenizerSettings::default()
         };
         ChatTemplate::new(&settings).map(Option::unwrap)
     }
@@ -204,6 +305,77 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn templates_have_what_transformers_offers() {
+        for (source, expected) in [
+            ("{% generation %}a{% endgeneration %}", "a"),
+            ("{%- generation -%} a {%- endgeneration -%} b", "ab"),
+            (
+                "{{ tools is not none }} {{ documents is none }} {% if tools %}x{% endif %}",
+                "False True ",
+            ),
+            ("{{ '%s: %d%%' % (messages[0].role, 3) }}", "user: 3%"),
+            (
+                "{{ '<%s>' % messages[0]['role'].upper() ~ '!' }}",
+                "<USER>!",
+            ),
+            (
+                "{{ \"%05.1f|%-3s|%x\" % (2.25, 'a', 255) }}",
+                "002.2|a  |ff",
+            ),
+            (
+                "{{ 7 % 4 }} {{ '%' }}{% if 4 % 2 == 0 %}even{% endif %}",
+                "3 %even",
+            ),
+            (
+                "{{ ['é', 1.0, true, none, {'a': '<\"'}] | tojson }}",
+                "[\"é\", 1.0, true, null, {\"a\": \"<\\\"\"}]",
+            ),
+            (
+                "{{ 'é🦀' | tojson(ensure_ascii=True) }}",
+                "\"\\u00e9\\ud83e\\udd80\"",
+            ),
+            (
+                "{{ {'b': [], 'a': {}} | tojson(ensure_ascii=False, sort_keys=true) }}",
+                "{\"a\": {}, \"b\": []}",
+            ),
+            (
+                "{{ [1, [2]] | tojson(indent=2) }}",
+                "[\n  1,\n  [\n    2\n  ]\n]",
+            ),
+            ("{{ [1, 2] | tojson(separators=(',', ':')) }}", "[1,2]"),
+            (
+                "{{ strftime_now('%Y') | length }} {{ strftime_now('%%') }}",
+                "4 %",
+            ),
+            ("{{ messages[0].tool_calls is defined }}", "False"),
+        ] {
+            assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
+        }
+        for (source, part) in [
+            ("{{ '%d' % 'x' }}", "%d"),
+            ("{{ '%s %s' % 1 }}", "%s"),
+            ("{{ '%q' % 1 }}", "%q"),
+            ("{{ 1 | tojson(indents=2) }}", "indents"),
+            ("{{ 'a' % }}", ""),
+        ] {
+            let error = render(source).unwrap_err();
+            assert!(error.contains(part), "{source}: {error}");
+        }
+    }
+
+    #[test]
+    fn templates_see_all_of_a_message() {
+        let mut call = Message::assistant("");
+        call.content = None;
+        let tool = serde_json::json!([{ "function": { "name": "f", "arguments": { "x": 1 } } }]);
+        call.more.insert("tool_calls".into(), tool);
+        let messages = [call, Message::new("tool", "42")];
+        let source = "{% for m in messages %}{{ m.role }}={{ m.content is none }} {% if m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }} {% endif %}{% endfor %}";
+        let found = template(source).unwrap().render(&messages, false).unwrap();
+        assert_eq!(found, "assistant=True {\"x\": 1} tool=False ");
     }
 
     #[test]

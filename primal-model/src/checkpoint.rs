@@ -145,7 +145,8 @@ impl Checkpoint {
     /// packed for products of integers, or, where `compute` is float, kept as they are and
     /// multiplied in float32: slower, and what an export of the model computes.
     pub fn load_for_inference(&self, compute: Compute) -> Result<InferenceModel, ModelError> {
-        InferenceModel::packed(&self.config, self.position.vocab, &self.weights()?, compute)
+        let (config, vocab) = (self.config.in_use(), self.position.vocab);
+        InferenceModel::packed(&config, vocab, &self.weights()?, compute)
     }
 
     /// The tensors of the model.
@@ -155,11 +156,8 @@ impl Checkpoint {
 
     /// The model without what trains it: no ballots, no moments.
     pub fn load_model(&self) -> Result<Model, ModelError> {
-        Model::from_tensors(
-            &self.config,
-            self.position.vocab,
-            &self.tensors(MODEL_FILE)?,
-        )
+        let (config, vocab) = (self.config.in_use(), self.position.vocab);
+        Model::from_tensors(&config, vocab, &self.tensors(MODEL_FILE)?)
     }
 
     /// The tokenizer that the model was trained with.
@@ -183,14 +181,24 @@ pub(crate) fn open_newest<T>(
     open_folder: &dyn Fn(&Path) -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {
     if !path.is_dir() {
-        return Err(ModelError::checkpoint(path, "is not a folder"));
+        let is_gguf = path.extension().is_some_and(|end| end == "gguf");
+        let reason = match (is_gguf && path.exists(), path.exists()) {
+            (true, _) => of_others("a GGUF file", path),
+            (_, true) => "is not a folder".to_owned(),
+            (_, false) => "is not there".to_owned(),
+        };
+        return Err(ModelError::checkpoint(path, reason));
     }
     let dir = if path.join(STATE_FILE).exists() || path.join(MODEL_FILE).exists() {
         path.to_path_buf()
     } else {
-        complete_checkpoints(path)?
-            .pop()
-            .ok_or_else(|| ModelError::checkpoint(path, "holds no complete checkpoint"))?
+        complete_checkpoints(path)?.pop().ok_or_else(|| {
+            let reason = match path.join("config.json").exists() {
+                true => of_others("a Hugging Face folder", path),
+                false => "holds no complete checkpoint".to_owned(),
+            };
+            ModelError::checkpoint(path, reason)
+        })?
     };
     open_folder(&dir).map_err(|error| {
         let earlier = dir
@@ -207,9 +215,20 @@ pub(crate) fn open_newest<T>(
     })
 }
 
+/// What to do with a model of another tool.
+fn of_others(what: &str, path: &Path) -> String {
+    let shown = path.display();
+    format!("is {what}, not a checkpoint; hint: primal import --from {shown} --out MODEL")
+}
+
 /// Checks the seal and every checksum of a checkpoint folder; its position and its configuration.
 pub(crate) fn verify(dir: &Path) -> Result<(Position, String), ModelError> {
     if !dir.join(DONE_FILE).exists() {
+        // A folder of ours has both from the moment on that it has its name.
+        if !dir.join(STATE_FILE).exists() && dir.join("config.json").exists() {
+            let reason = of_others("a Hugging Face folder", dir);
+            return Err(ModelError::checkpoint(dir, reason));
+        }
         return Err(ModelError::checkpoint(
             dir,
             "has no DONE file: the save did not finish",

@@ -367,6 +367,19 @@ impl Config {
         Ok(())
     }
 
+    /// The same with the context that the model has when it is used, not that of its training.
+    pub fn in_use(&self) -> Config {
+        let mut config = self.clone();
+        config.model.context = config.model.context.max(config.model.full_context);
+        config.model.full_context = 0;
+        config
+    }
+
+    /// Raises `train.eval_tokens` to one window of the context: the default is for small models.
+    pub(crate) fn hold_one_window(&mut self) {
+        self.train.eval_tokens = self.train.eval_tokens.max(self.model.context);
+    }
+
     /// Checks that a run of this configuration may go on under `other`.
     ///
     /// # Errors

@@ -22,6 +22,9 @@ const DATA_STREAM: u32 = 4;
 /// text and passed over where they are not.
 const TEXT_EXTENSIONS: [&str; 5] = ["txt", "text", "md", "jsonl", "ndjson"];
 
+/// What some editors write before a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// The tokens of a run and how they were made.
 #[derive(Debug)]
 pub struct Dataset {
@@ -83,6 +86,11 @@ impl Dataset {
         } else {
             Conversations::read(&config.val)?
         };
+        if train.is_empty() {
+            let reason = "the only conversation is held out to measure on, and none is left to \
+                          learn; hint: give at least two, or --val FILE";
+            return Err(ModelError::Instructions(reason.to_owned()));
+        }
         let tokenizer = match tokenizer {
             Some(tokenizer) => tokenizer,
             None => Tokenizer::from_spec(&config.tokenizer, [])?,
@@ -189,7 +197,15 @@ impl Documents {
             .into_iter()
             .filter_entry(|entry| entry.depth() == 0 || !hidden(entry.file_name()));
         for entry in walk {
-            let entry = entry.map_err(|error| ModelError::io("read", folder)(error.into()))?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) if leads_nowhere(&error) => {
+                    let path = error.path().unwrap_or(folder);
+                    tracing::warn!(path = %path.display(), "a link that leads nowhere, passed over");
+                    continue;
+                }
+                Err(error) => return Err(ModelError::io("read", folder)(error.into())),
+            };
             if !entry.file_type().is_file() {
                 continue;
             }
@@ -308,7 +324,17 @@ fn check_length(what: &'static str, tokens: usize, context: usize) -> Result<(),
     }
 }
 
-/// Reads a file that must be UTF-8 without NUL bytes.
+/// Whether the walk met a link to a folder that it is in, or to nothing.
+fn leads_nowhere(error: &walkdir::Error) -> bool {
+    let is_link = error
+        .path()
+        .is_some_and(|path| fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_symlink()));
+    let unreadable = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    let is_gone = error.io_error().is_some_and(|error| !unreadable(error));
+    error.loop_ancestor().is_some() || (is_link && is_gone)
+}
+
+/// Reads a file that must be UTF-8 without NUL bytes; a byte order mark is no part of its text.
 pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
     let bytes = read_unchanged(path, || fs::read(path))?;
     let not_text = |bytes: &[u8], offset: usize| ModelError::NotText {
@@ -319,10 +345,14 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
     if let Some(offset) = bytes.iter().position(|byte| *byte == 0) {
         return Err(not_text(&bytes, offset));
     }
-    String::from_utf8(bytes).map_err(|error| {
+    let mut text = String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         not_text(error.as_bytes(), offset)
-    })
+    })?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len_utf8());
+    }
+    Ok(text)
 }
 
 /// Reads a file of which nobody changes length or time meanwhile: half of an old text and half of
@@ -427,6 +457,35 @@ mod tests {
         assert_eq!(documents.text(), "onetwozedbee");
         assert!(documents.source(1).ends_with("q.jsonl"));
         assert!(documents.source(3).ends_with("b.txt"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text() {
+        let folder = folder(&[
+            ("a.txt", "\u{feff}a\u{feff}b".as_bytes()),
+            ("b.jsonl", "\u{feff}{\"text\": \"one\"}\r\n".as_bytes()),
+            ("c.txt", "\u{feff}".as_bytes()),
+        ]);
+        assert_eq!(texts(&read(&folder, "a.txt").unwrap()), ["a\u{feff}b"]);
+        assert_eq!(texts(&read(&folder, "b.jsonl").unwrap()), ["one"]);
+        assert!(read(&folder, "c.txt").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_lead_nowhere_are_passed_over() {
+        use std::os::unix::fs::symlink;
+        let folder = folder(&[("a.txt", b"here"), ("sub/b.txt", b"there")]);
+        let at = |name: &str| folder.path().join(name);
+        symlink(".", at("loop")).unwrap();
+        symlink("..", at("sub/up")).unwrap();
+        symlink("/nonexistent", at("x")).unwrap();
+        symlink(at("self"), at("self")).unwrap();
+        symlink("a.txt", at("link.txt")).unwrap();
+        let found = read(&folder, "").unwrap();
+        assert_eq!(texts(&found), ["here", "here", "there"]);
+        // One that is named is an error.
+        assert!(read(&folder, "x").is_err());
     }
 
     #[test]

@@ -69,6 +69,12 @@ pub(crate) type Opened = (Box<dyn Engine>, Ledger);
 #[cfg(feature = "cuda")]
 pub(crate) fn open(config: &Config, model: &mut Model) -> Result<Option<Opened>, ModelError> {
     use crate::cuda::CudaModel;
+    if let Some(what) = config.model.only_on_cpu() {
+        return match (config.train.backend, config.train.gpus) {
+            (Backend::Cuda, _) | (_, 2..) => Err(ModelError::OnlyOnCpu(what)),
+            (Backend::Cpu | Backend::Auto, _) => Ok(None),
+        };
+    }
     match (config.train.backend, config.train.gpus) {
         (Backend::Cpu, _) => Ok(None),
         (_, 2..) => open_group(config, model).map(Some),

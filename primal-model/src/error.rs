@@ -244,6 +244,9 @@ pub enum ModelError {
         "backend cuda is not part of this build; hint: use --backend cpu, or build with --features cuda"
     )]
     NoCuda,
+    /// A model that has what no kernel of the GPU computes.
+    #[error("a GPU does not compute {0} yet; hint: --backend cpu")]
+    OnlyOnCpu(&'static str),
     /// The GPU, its driver or its kernels.
     #[error("{0}")]
     Cuda(String),

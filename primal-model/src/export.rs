@@ -12,10 +12,11 @@ use std::path::Path;
 use serde_json::{Value as Json, json};
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, ModelConfig, PositionKind, RopeScaling};
+use crate::config::{ModelConfig, PositionKind, RopeScaling};
 use crate::error::ModelError;
+use crate::foreign::families::{self, ExportFamily};
 use crate::foreign::gguf::{GgufWriter, TensorType, Value};
-use crate::foreign::names::{Convention, Layout, Piece, hf_convention, parameters, pieces};
+use crate::foreign::names::{Convention, Layout, Piece, Style, parameters, pieces};
 use crate::foreign::safetensors::{FloatType, SafetensorsWriter};
 use crate::foreign::vocabulary;
 use crate::layers::Param;
@@ -47,24 +48,25 @@ pub fn export(checkpoint: &Checkpoint, format: ExportFormat, out: &Path) -> Resu
     }
     let model = checkpoint.load_model()?;
     let tokenizer = checkpoint.load_tokenizer()?;
-    let config = &checkpoint.config;
-    let Some(hf) = hf_convention(&config.model) else {
+    let config = checkpoint.config.in_use().model;
+    let Some(family) = families::for_export(&config) else {
         let reason = "no family of other tools has this mix of norms, positions and layers";
         return Err(ModelError::Export(reason.to_owned()));
     };
     // GPT-2 has all its biases elsewhere; where we have none they are zeros.
+    let gpt2 = family.folder.style == Style::Gpt2;
     let shape = ModelShape {
-        biases: model.shape().biases || hf == Convention::HfGpt2,
-        qkv_bias: model.shape().qkv_bias || hf == Convention::HfGpt2,
+        biases: model.shape().biases || gpt2,
+        qkv_bias: model.shape().qkv_bias || gpt2,
         ..*model.shape()
     };
     let source = Values::new(&model);
     match format {
         ExportFormat::HuggingFace(kind) => {
             fs::create_dir_all(out).map_err(ModelError::io("create", out))?;
-            hugging_face(config, &shape, hf, &source, &tokenizer, kind, out)
+            hugging_face(&config, &shape, family, &source, &tokenizer, kind, out)
         }
-        ExportFormat::Gguf(kind) => gguf(config, &shape, hf, &source, &tokenizer, kind, out),
+        ExportFormat::Gguf(kind) => gguf(&config, &shape, family, &source, &tokenizer, kind, out),
     }
 }
 
@@ -140,17 +142,17 @@ impl Planned {
 }
 
 fn hugging_face(
-    config: &Config,
+    model: &ModelConfig,
     shape: &ModelShape,
-    convention: Convention,
+    family: ExportFamily,
     source: &Values<'_>,
     tokenizer: &Tokenizer,
     kind: FloatType,
     out: &Path,
 ) -> Result<(), ModelError> {
-    let planned = plan(shape, convention);
-    let full_name = |piece: &Piece| match convention {
-        Convention::HfGpt2 if piece.name != "lm_head.weight" => {
+    let planned = plan(shape, family.folder);
+    let full_name = |piece: &Piece| match family.folder.style {
+        Style::Gpt2 if piece.name != "lm_head.weight" => {
             format!("transformer.{}", piece.name)
         }
         _ => piece.name.clone(),
@@ -167,22 +169,25 @@ fn hugging_face(
     }
     writer.finish()?;
     tokenizer.save_hugging_face(out)?;
-    let ids = |token: Option<u32>| token.map_or(Json::Null, |id| json!(id));
-    let mut json = hf_config(&config.model, shape, convention);
+    let mut json = hf_config(model, shape, family);
     json["torch_dtype"] = json!(kind.torch_name());
-    json["bos_token_id"] = ids(tokenizer.bos_token());
-    json["eos_token_id"] = ids(tokenizer.eos_token());
+    json["bos_token_id"] = tokenizer.bos_token().map_or(Json::Null, |id| json!(id));
+    json["eos_token_id"] = match tokenizer.ends().as_slice() {
+        [] => Json::Null,
+        [id] => json!(id),
+        ids => json!(ids),
+    };
     let path = out.join("config.json");
     let text =
         serde_json::to_vec_pretty(&json).map_err(|error| ModelError::Export(error.to_string()))?;
     fs::write(&path, text).map_err(ModelError::io("write", &path))
 }
 
-fn hf_config(model: &ModelConfig, shape: &ModelShape, convention: Convention) -> Json {
-    if convention == Convention::HfGpt2 {
+fn hf_config(model: &ModelConfig, shape: &ModelShape, family: ExportFamily) -> Json {
+    if family.folder.style == Style::Gpt2 {
         return json!({
-            "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
+            "architectures": [family.class],
+            "model_type": family.model_type,
             "vocab_size": shape.vocab,
             "n_positions": shape.context,
             "n_embd": shape.width,
@@ -197,15 +202,9 @@ fn hf_config(model: &ModelConfig, shape: &ModelShape, convention: Convention) ->
             "attn_pdrop": 0.0,
         });
     }
-    // Qwen2 is Llama with biases on queries, keys and values.
-    let (class, family) = if shape.qkv_bias {
-        ("Qwen2ForCausalLM", "qwen2")
-    } else {
-        ("LlamaForCausalLM", "llama")
-    };
     let mut json = json!({
-        "architectures": [class],
-        "model_type": family,
+        "architectures": [family.class],
+        "model_type": family.model_type,
         "vocab_size": shape.vocab,
         "max_position_embeddings": shape.context,
         "num_hidden_layers": shape.n_layer,
@@ -220,10 +219,37 @@ fn hf_config(model: &ModelConfig, shape: &ModelShape, convention: Convention) ->
         "tie_word_embeddings": shape.tie_head,
         "attention_bias": false,
         "mlp_bias": false,
+        "use_sliding_window": false,
     });
-    let original = original_context(model, shape);
-    let (factor, context) = (model.rope_factor, original);
-    json["rope_scaling"] = match model.rope_scaling {
+    json["rope_scaling"] = hf_scaling(model, shape);
+    if model.rope_dim > 0 {
+        json["partial_rotary_factor"] = json!(model.rope_dim as f64 / shape.head_dim as f64);
+        // Its padding token is beyond small vocabularies where the file names none.
+        json["pad_token_id"] = Json::Null;
+    }
+    if !model.rope_free_layers.is_empty() {
+        let turns = |layer| u8::from(!model.rope_free_layers.contains(&layer));
+        json["no_rope_layers"] = (0..shape.n_layer).map(turns).collect();
+    }
+    json
+}
+
+fn hf_scaling(model: &ModelConfig, shape: &ModelShape) -> Json {
+    let (factor, context) = (model.rope_factor, original_context(model, shape));
+    let of_yarn = model.rope_scaling == RopeScaling::Yarn;
+    let own_sharpness = model.rope_attention_factor > 0.0;
+    // What no named scaling says is said pair by pair.
+    if !model.rope_factors.is_empty() || (own_sharpness && !of_yarn) {
+        let factors = divisors(model, shape);
+        return json!({
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "attention_factor": rope::sharpness(model),
+            "original_max_position_embeddings": shape.context,
+        });
+    }
+    match model.rope_scaling {
         RopeScaling::None => Json::Null,
         RopeScaling::Linear => json!({ "rope_type": "linear", "factor": factor }),
         RopeScaling::Llama3 => json!({
@@ -233,15 +259,35 @@ fn hf_config(model: &ModelConfig, shape: &ModelShape, convention: Convention) ->
             "low_freq_factor": model.rope_low_freq_factor,
             "high_freq_factor": model.rope_high_freq_factor,
         }),
-        RopeScaling::Yarn => json!({
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": context,
-            "beta_fast": model.rope_beta_fast,
-            "beta_slow": model.rope_beta_slow,
-        }),
+        RopeScaling::Yarn => {
+            let mut json = json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": context,
+                "beta_fast": model.rope_beta_fast,
+                "beta_slow": model.rope_beta_slow,
+                "truncate": model.rope_truncate,
+            });
+            if own_sharpness {
+                json["attention_factor"] = json!(model.rope_attention_factor);
+            }
+            json
+        }
+    }
+}
+
+/// By what all of a model's scaling divides the frequency of each pair that is turned.
+fn divisors(model: &ModelConfig, shape: &ModelShape) -> Vec<f32> {
+    let plain = ModelConfig {
+        rope_scaling: RopeScaling::None,
+        rope_factors: Vec::new(),
+        ..model.clone()
     };
-    json
+    let pairs = rope::frequencies(&plain, shape)
+        .into_iter()
+        .zip(rope::frequencies(model, shape));
+    let turned = pairs.take(model.resolved_rope_dim() / 2);
+    turned.map(|(plain, ours)| (plain / ours) as f32).collect()
 }
 
 fn original_context(model: &ModelConfig, shape: &ModelShape) -> usize {
@@ -252,23 +298,19 @@ fn original_context(model: &ModelConfig, shape: &ModelShape) -> usize {
 }
 
 fn gguf(
-    config: &Config,
+    model: &ModelConfig,
     shape: &ModelShape,
-    hf: Convention,
+    family: ExportFamily,
     source: &Values<'_>,
     tokenizer: &Tokenizer,
     kind: TensorType,
     out: &Path,
 ) -> Result<(), ModelError> {
-    let model = &config.model;
-    let architecture = match hf {
-        Convention::HfGpt2 => "gpt2",
-        _ if shape.qkv_bias => "qwen2",
-        _ => "llama",
+    let Some(architecture) = family.architecture else {
+        let reason = "GGUF has no form for the layers of this model that have no positions";
+        return Err(ModelError::Export(reason.to_owned()));
     };
-    let convention = Convention::Gguf {
-        interleaved: architecture == "llama",
-    };
+    let convention = family.gguf;
     let mut writer = GgufWriter::new();
     let text = |text: &str| Value::String(text.to_owned());
     writer
@@ -297,7 +339,7 @@ fn gguf(
     if shape.position == PositionKind::Rope {
         size("attention.key_length", shape.head_dim);
         size("attention.value_length", shape.head_dim);
-        size("rope.dimension_count", shape.head_dim);
+        size("rope.dimension_count", model.resolved_rope_dim());
     }
     let mut number = |key: &str, value: f32| {
         writer.set(&format!("{architecture}.{key}"), Value::f32(value));
@@ -305,7 +347,7 @@ fn gguf(
     let rope_factors = if shape.position == PositionKind::Rope {
         number("attention.layer_norm_rms_epsilon", model.norm_eps);
         number("rope.freq_base", model.rope_theta);
-        rope_metadata(architecture, model, shape, &mut writer)
+        rope_metadata(architecture, model, shape, &mut writer)?
     } else {
         number("attention.layer_norm_epsilon", model.norm_eps);
         None
@@ -341,39 +383,51 @@ fn gguf(
     started.finish()
 }
 
-/// The keys of scaled rotary positions. Llama 3.1's scaling is a tensor there: by what the
-/// frequency of each pair is divided.
+/// The keys of scaled rotary positions. What Llama 3.1's scaling, or a list of factors, divides
+/// the frequency of each pair by is a tensor there, which is returned.
 fn rope_metadata(
     architecture: &str,
     model: &ModelConfig,
     shape: &ModelShape,
     writer: &mut GgufWriter,
-) -> Option<Vec<f32>> {
-    let kind = match model.rope_scaling {
-        RopeScaling::None => return None,
-        RopeScaling::Llama3 => {
-            let plain = ModelConfig {
-                rope_scaling: RopeScaling::None,
-                ..model.clone()
-            };
-            let (plain, scaled) = (
-                rope::frequencies(&plain, shape),
-                rope::frequencies(model, shape),
-            );
-            let factors = plain
-                .iter()
-                .zip(&scaled)
-                .map(|(plain, scaled)| (plain / scaled) as f32);
-            return Some(factors.collect());
+) -> Result<Option<Vec<f32>>, ModelError> {
+    let refuse = |what: &str| {
+        let reason = format!("GGUF has no form for {what} in the architecture {architecture}");
+        Err(ModelError::Export(reason))
+    };
+    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+    let in_tensor = model.rope_scaling == RopeScaling::Llama3 || !model.rope_factors.is_empty();
+    if model.rope_scaling == RopeScaling::Yarn && (in_tensor || !model.rope_truncate) {
+        return refuse("this form of scaling yarn");
+    }
+    if model.rope_attention_factor > 0.0 {
+        let own = ModelConfig {
+            rope_attention_factor: 0.0,
+            ..model.clone()
+        };
+        let factor = model.rope_attention_factor / rope::sharpness(&own);
+        writer.set(&key("attn_factor"), Value::f32(factor));
+    }
+    if in_tensor {
+        if architecture != "llama" {
+            return refuse("positions scaled pair by pair");
         }
+        return Ok(Some(divisors(model, shape)));
+    }
+    let kind = match model.rope_scaling {
+        RopeScaling::None | RopeScaling::Llama3 => return Ok(None),
         RopeScaling::Linear => "linear",
         RopeScaling::Yarn => "yarn",
     };
-    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
     let original = u32::try_from(original_context(model, shape)).unwrap_or(u32::MAX);
     writer
         .set(&key("type"), Value::String(kind.to_owned()))
         .set(&key("factor"), Value::f32(model.rope_factor))
         .set(&key("original_context_length"), Value::u32(original));
-    None
+    if model.rope_scaling == RopeScaling::Yarn {
+        writer
+            .set(&key("yarn_beta_fast"), Value::f32(model.rope_beta_fast))
+            .set(&key("yarn_beta_slow"), Value::f32(model.rope_beta_slow));
+    }
+    Ok(None)
 }

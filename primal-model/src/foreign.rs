@@ -4,10 +4,12 @@
 //! is taken, and what is wrong is named with its place.
 
 mod bytes;
-mod config;
+mod diagnosis;
+pub(crate) mod families;
 #[cfg(test)]
 mod fuzz;
 pub mod gguf;
+mod keys;
 mod model;
 pub mod names;
 pub mod safetensors;

@@ -74,6 +74,9 @@ struct Buffers {
     /// (n, (H + 2·KV)·D) and (n, H·D) in one half of a block, (n, U) and (n, F) in the other.
     wide: Vec<f32>,
     stats: NormStats,
+    /// (H, D) of one token, and their statistics, where heads have norms.
+    heads: Vec<f32>,
+    head_stats: NormStats,
     quantised: QuantisedRows,
     /// Row of the last token read.
     last: usize,
@@ -87,6 +90,8 @@ impl Buffers {
             normed: vec![0.0; n * shape.width],
             wide: vec![0.0; n * wide(shape)],
             stats: NormStats::new(n),
+            heads: vec![0.0; normed_heads(shape) * shape.head_dim],
+            head_stats: NormStats::new(normed_heads(shape)),
             quantised: QuantisedRows::new(n, shape.widest()),
             last: 0,
         }
@@ -94,9 +99,15 @@ impl Buffers {
 
     fn bytes(shape: &ModelShape) -> u64 {
         let n = chunk_tokens(shape);
-        4 * (n * (2 * shape.width + wide(shape) + 2)) as u64
+        let heads = normed_heads(shape) * (shape.head_dim + 2);
+        4 * (n * (2 * shape.width + wide(shape) + 2) + heads) as u64
             + QuantisedRows::bytes(n, shape.widest())
     }
+}
+
+/// Heads of a token that are normalised at a time.
+fn normed_heads(shape: &ModelShape) -> usize {
+    if shape.qk_norm { shape.n_head } else { 0 }
 }
 
 fn chunk_tokens(shape: &ModelShape) -> usize {
@@ -280,6 +291,8 @@ impl CpuReader<'_> {
             normed,
             wide,
             stats,
+            heads,
+            head_stats,
             quantised,
             last,
         } = &mut self.buffers;
@@ -304,7 +317,10 @@ impl CpuReader<'_> {
             let attention = &mut rest[..n * shape.attention_width()];
             block.norm1.forward(isa, stream, normed, stats);
             block.qkv.forward(isa, normed, qkv, quantised);
-            if let Some(rope) = &model.rope {
+            if let Some(norms) = &block.head_norms {
+                norms.forward(isa, shape.attention(1, n), qkv, heads, head_stats);
+            }
+            if let Some(rope) = model.rope.as_ref().filter(|_| block.turned) {
                 rope.forward(isa, first, n, qkv);
             }
             cache.store(first, qkv, shape.qkv_width());

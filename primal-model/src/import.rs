@@ -60,6 +60,9 @@ pub struct ImportReport {
     pub model_bytes: u64,
     /// Tokens that it was calibrated on.
     pub calibration_tokens: usize,
+    /// What the file says and is read otherwise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Every matrix that was quantised.
     pub tensors: Vec<TensorReport>,
 }
@@ -88,6 +91,7 @@ pub fn import(
     config.model.float_parts.clone_from(&options.float_parts);
     config.data.tokenizer = "tokenizer.json".to_owned();
     config.train.run = out.to_path_buf();
+    config.hold_one_window();
     config.validate()?;
     let shape = ModelShape::new(&config, tokenizer.vocab_size())?;
 
@@ -115,6 +119,7 @@ pub fn import(
         weights: shape.matrix_weights(),
         model_bytes: model.allocated_bytes(),
         calibration_tokens,
+        notes: foreign.notes().to_vec(),
         tensors,
     })
 }

@@ -75,16 +75,27 @@ impl Norm {
         name: &str,
         vector: &mut dyn FnMut(String, usize, f32) -> Result<FloatVector, ModelError>,
     ) -> Result<Self, ModelError> {
+        let bias = config.biases && config.norm == config::NormKind::Layer;
+        Norm::of_width(config, name, config.width, bias, vector)
+    }
+
+    /// The same for rows of `width`.
+    pub(crate) fn of_width(
+        config: &ModelConfig,
+        name: &str,
+        width: usize,
+        has_bias: bool,
+        vector: &mut dyn FnMut(String, usize, f32) -> Result<FloatVector, ModelError>,
+    ) -> Result<Self, ModelError> {
         let kind = match config.norm {
             config::NormKind::Layer => NormKind::Layer,
             config::NormKind::Rms => NormKind::Rms,
         };
-        let bias = config.biases && kind == NormKind::Layer;
-        let bias = bias.then(|| vector(format!("{name}.bias"), config.width, 0.0));
+        let bias = has_bias.then(|| vector(format!("{name}.bias"), width, 0.0));
         Ok(Norm {
             kind,
             eps: config.norm_eps,
-            weight: vector(format!("{name}.weight"), config.width, 1.0)?,
+            weight: vector(format!("{name}.weight"), width, 1.0)?,
             bias: bias.transpose()?,
         })
     }

@@ -315,7 +315,8 @@ pub(crate) fn vector_weights(shape: &ModelShape) -> u64 {
     let biased = |has_bias, rows| if has_bias { rows } else { 0 };
     let linear_biases =
         biased(shape.qkv_bias, qkv) + biased(shape.biases, rest.iter().map(|(rows, _)| rows).sum());
-    (shape.n_layer * (2 * per_norm + linear_biases) + per_norm) as u64
+    let head_norms = if shape.qk_norm { 2 * shape.head_dim } else { 0 };
+    (shape.n_layer * (2 * per_norm + head_norms + linear_biases) + per_norm) as u64
 }
 
 /// Bytes that one thread comes to hold: the gradient tile, and what the `gemm` crate packs into.

@@ -137,6 +137,8 @@ fn config(name: &str, rule: Rule) -> Config {
             "rope_factor=4",
             "rope_original_context=12",
         ],
+        "llama_normed" => &["n_kv_head=2", "head_dim=6", "tie_head=true", "qk_norm=true"],
+        "llama_still" => &["n_kv_head=2", "tie_head=true", "rope_free_layers=[1]"],
         _ => panic!("no golden file {name}"),
     };
     let of_llama: &[&str] = match name.starts_with("llama") {
@@ -260,7 +262,10 @@ fn check_file(name: &str, rule: Rule, recompute: usize, compute: Compute) {
                 }
                 Param::Vector(vector) => {
                     let expected = golden.f32(&format!("{}.grad", vector.name()));
-                    assert_close(vector.name(), vector.grad(), &expected, close.gradient);
+                    // Few elements, each a sum over all heads that nearly cancels.
+                    let of_heads = vector.name().contains("query") || vector.name().contains("key");
+                    let tolerance = if of_heads { 2.0 } else { 1.0 } * close.gradient;
+                    assert_close(vector.name(), vector.grad(), &expected, tolerance);
                 }
             }
         }
@@ -280,11 +285,13 @@ fn check_file(name: &str, rule: Rule, recompute: usize, compute: Compute) {
     }
 }
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     "gpt_untied",
     "gpt_tied_biased",
     "llama_untied",
     "llama_tied",
+    "llama_normed",
+    "llama_still",
 ];
 
 #[test]

@@ -34,7 +34,8 @@ impl ResidentModel {
     ) -> Result<Self, ModelError> {
         let vocab = checkpoint.position.vocab;
         let file = checkpoint.weights()?;
-        ResidentModel::open(&checkpoint.config, vocab, &file, backend, compute)
+        let config = checkpoint.config.in_use();
+        ResidentModel::open(&config, vocab, &file, backend, compute)
     }
 
     /// A model with random weights, to be measured, as [`ResidentModel::load`] would have it in
@@ -73,6 +74,9 @@ impl ResidentModel {
         from: &dyn Weights,
         compute: Compute,
     ) -> Result<Self, ModelError> {
+        if let Some(what) = config.model.only_on_cpu() {
+            return Err(ModelError::OnlyOnCpu(what));
+        }
         let model = CudaInferenceModel::open(config, vocab, from, compute)?;
         Ok(ResidentModel::Cuda(model.into()))
     }

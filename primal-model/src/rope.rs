@@ -30,14 +30,18 @@ impl Rope {
         let half = shape.head_dim / 2;
         let frequencies = frequencies(config, shape);
         let sharpness = f64::from(sharpness(config));
-        let angles = (0..shape.context)
-            .flat_map(|position| frequencies.iter().map(move |f| position as f64 * f));
+        let turned = config.resolved_rope_dim() / 2;
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         cos.reserve_exact(shape.context * half);
         sin.reserve_exact(shape.context * half);
-        for angle in angles {
-            cos.push((sharpness * angle.cos()) as f32);
-            sin.push((sharpness * angle.sin()) as f32);
+        for position in 0..shape.context {
+            for (pair, frequency) in frequencies.iter().enumerate() {
+                let angle = position as f64 * frequency;
+                // What is not turned is not made sharper either.
+                let sharpness = if pair < turned { sharpness } else { 1.0 };
+                cos.push((sharpness * angle.cos()) as f32);
+                sin.push((sharpness * angle.sin()) as f32);
+            }
         }
         Some(Rope {
             cos,
@@ -93,20 +97,63 @@ impl Rope {
     }
 }
 
-/// What queries and keys are multiplied by.
+/// What turned queries and keys are multiplied by.
 pub(crate) fn sharpness(config: &ModelConfig) -> f32 {
+    if config.rope_attention_factor > 0.0 {
+        return config.rope_attention_factor;
+    }
     match config.rope_scaling {
         RopeScaling::Yarn => 0.1 * config.rope_factor.ln() + 1.0,
         _ => 1.0,
     }
 }
 
-/// Radians a token of each pair of a head, (D / 2), as in the `transformers` library.
+/// Sets what the frequency of each pair is divided by; factors that are those of Llama 3.1's
+/// published scalings become the scaling itself.
+pub(crate) fn take_factors(config: &mut ModelConfig, factors: Vec<f32>) {
+    let largest = factors
+        .iter()
+        .fold(1.0f32, |most, factor| most.max(*factor));
+    let scaled = ModelConfig {
+        rope_scaling: RopeScaling::Llama3,
+        rope_factor: largest,
+        rope_original_context: 8192,
+        rope_low_freq_factor: 1.0,
+        rope_high_freq_factor: 4.0,
+        ..config.clone()
+    };
+    let close = |(plain, (scaled, factor)): (f64, (f64, &f32))| {
+        (plain / scaled / f64::from(*factor) - 1.0).abs() < 1e-5
+    };
+    let scaled_too = pair_frequencies(&scaled, scaled.context);
+    let plain = pair_frequencies(config, config.context);
+    let is_llama3 = config.rope_scaling == RopeScaling::None
+        && plain
+            .into_iter()
+            .zip(scaled_too.into_iter().zip(&factors))
+            .all(close);
+    if is_llama3 {
+        *config = scaled;
+    } else {
+        config.rope_factors = factors;
+    }
+}
+
+/// Radians a token of each pair of a head, (D / 2), as in the `transformers` library; 0 for pairs
+/// that are not turned.
 pub(crate) fn frequencies(config: &ModelConfig, shape: &ModelShape) -> Vec<f64> {
-    let dim = shape.head_dim as f64;
+    let mut all = pair_frequencies(config, shape.context);
+    all.resize(shape.head_dim / 2, 0.0);
+    all
+}
+
+/// Those of the pairs that are turned, for a model of `context`.
+fn pair_frequencies(config: &ModelConfig, context: usize) -> Vec<f64> {
+    let turned = config.resolved_rope_dim();
+    let dim = turned as f64;
     let (theta, factor) = (f64::from(config.rope_theta), f64::from(config.rope_factor));
     let original = match config.rope_original_context {
-        0 => shape.context as f64,
+        0 => context as f64,
         context => context as f64,
     };
     let ramp = match config.rope_scaling {
@@ -114,8 +161,11 @@ pub(crate) fn frequencies(config: &ModelConfig, shape: &ModelShape) -> Vec<f64> 
         RopeScaling::Yarn => {
             let pair =
                 |turns: f32| dim * (original / (f64::from(turns) * TAU)).ln() / (2.0 * theta.ln());
-            let low = pair(config.rope_beta_fast).floor().max(0.0);
-            let high = pair(config.rope_beta_slow).ceil().min(dim - 1.0);
+            let (mut low, mut high) = (pair(config.rope_beta_fast), pair(config.rope_beta_slow));
+            if config.rope_truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            let (low, high) = (low.max(0.0), high.min(dim - 1.0));
             (low, if high > low { high } else { low + 0.001 })
         }
         _ => (0.0, 1.0),
@@ -133,7 +183,8 @@ pub(crate) fn frequencies(config: &ModelConfig, shape: &ModelShape) -> Vec<f64> 
             }
             RopeScaling::Yarn => 1.0 - ((pair as f64 - ramp.0) / (ramp.1 - ramp.0)).clamp(0.0, 1.0),
         };
-        frequency * (kept + (1.0 - kept) / factor)
+        let divisor = config.rope_factors.get(pair).copied().unwrap_or(1.0);
+        frequency * (kept + (1.0 - kept) / factor) / f64::from(divisor)
     };
-    (0..shape.head_dim / 2).map(scaled).collect()
+    (0..turned / 2).map(scaled).collect()
 }

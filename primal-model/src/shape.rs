@@ -41,6 +41,8 @@ pub struct ModelShape {
     pub biases: bool,
     /// Whether queries, keys and values have biases.
     pub qkv_bias: bool,
+    /// Whether each head's queries and keys have a norm.
+    pub qk_norm: bool,
 }
 
 impl ModelShape {
@@ -85,6 +87,7 @@ impl ModelShape {
             tie_head: m.tie_head,
             biases: m.biases,
             qkv_bias: m.biases || m.qkv_bias,
+            qk_norm: m.qk_norm,
         };
         if shape.vocab < vocab {
             return Err(ModelError::Shape(format!(
@@ -136,6 +139,15 @@ impl ModelShape {
     pub fn widest(&self) -> usize {
         let blocks = self.block_matrices().map(|(_, cols)| cols);
         blocks.into_iter().fold(self.width, usize::max)
+    }
+
+    /// Heads whose queries or keys a norm of their own has: H + KV, or none.
+    pub(crate) fn normed_heads(&self) -> usize {
+        if self.qk_norm {
+            self.n_head + self.n_kv_head
+        } else {
+            0
+        }
     }
 
     /// Whether norms have biases.

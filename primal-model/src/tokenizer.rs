@@ -1,24 +1,25 @@
 //! Text to token ids and back: bytes, characters, GPT-2's BPE, any Hugging Face `tokenizer.json`.
 
 mod hugging_face;
+mod stream;
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-use tokenizers::tokenizer::DecodeStream as HfDecodeStream;
-use tokenizers::{
-    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
-};
-
 pub use hugging_face::{HuggingFace, TokenizerSettings};
+use serde::{Deserialize, Serialize};
+pub use stream::StreamDecoder;
 
 use crate::ModelError;
 
 /// The file of a checkpoint that says which tokenizer the model was trained with.
 const TOKENIZER_FILE: &str = "primal_tokenizer.json";
 const FORMAT_VERSION: u32 = 1;
+/// Stands inside the spelling of a control token that is not meant as one; no character of any
+/// text.
+const MARK: char = '\u{fdd0}';
 
 /// GPT-2's `<|endoftext|>`, the last of its 50,257 tokens.
 const GPT2_END_OF_TEXT: u32 = 50_256;
@@ -164,11 +165,20 @@ impl Tokenizer {
 
     /// Whether a token ends what a model writes: the end of a text, or of a turn in a chat.
     pub fn is_end(&self, token: u32) -> bool {
-        let end_of_turn = match self {
-            Tokenizer::HuggingFace(inner) => inner.end_of_turn,
-            _ => None,
+        let named = match self {
+            Tokenizer::HuggingFace(inner) => inner.ends.contains(&token),
+            _ => false,
         };
-        [self.end_of_text(), end_of_turn].contains(&Some(token))
+        named || self.end_of_text() == Some(token)
+    }
+
+    /// Every token that ends what a model writes, by its files, the chief one first; where they
+    /// name none, the end of a text.
+    pub fn ends(&self) -> Vec<u32> {
+        match self {
+            Tokenizer::HuggingFace(inner) if !inner.ends.is_empty() => inner.ends.clone(),
+            _ => self.end_of_text().into_iter().collect(),
+        }
     }
 
     /// The token that a Hugging Face tokenizer calls the start of a text.
@@ -181,10 +191,7 @@ impl Tokenizer {
 
     /// The token that ends what a model writes: that of a turn where there is one.
     pub fn eos_token(&self) -> Option<u32> {
-        match self {
-            Tokenizer::HuggingFace(inner) => inner.end_of_turn.or(inner.end_of_text),
-            _ => self.end_of_text(),
-        }
+        self.ends().first().copied()
     }
 
     /// The content of its `tokenizer.json`, if it has one.
@@ -228,6 +235,50 @@ impl Tokenizer {
         }
     }
 
+    /// A text in which no control token is spelled any more: a mark stands inside each spelling,
+    /// where [`Tokenizer::encode_marked`] cuts.
+    pub(crate) fn mark_control_tokens<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let Tokenizer::HuggingFace(inner) = self else {
+            return Cow::Borrowed(text);
+        };
+        let spelled = |rest: &str| inner.control.iter().any(|token| rest.starts_with(token));
+        let clean =
+            !text.contains(MARK) && !text.char_indices().any(|(at, _)| spelled(&text[at..]));
+        if clean {
+            return Cow::Borrowed(text);
+        }
+        let mut marked = String::with_capacity(text.len() + 8);
+        for (at, character) in text.char_indices() {
+            marked.push(if character == MARK {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                character
+            });
+            if spelled(&text[at..]) {
+                marked.push(MARK);
+            }
+        }
+        Cow::Owned(marked)
+    }
+
+    /// Token ids of a text with marks: what lies before one and what lies behind it make no token
+    /// together.
+    pub(crate) fn encode_marked(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let mut ids = Vec::new();
+        for part in text.split(MARK).filter(|part| !part.is_empty()) {
+            ids.extend(self.encode(part)?);
+        }
+        Ok(ids)
+    }
+
+    /// Token ids of a text that somebody wrote: the spelling of a control token is letters.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_spoken(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        self.encode_marked(&self.mark_control_tokens(text))
+    }
+
     /// The text of some ids. Bytes that are not UTF-8, which a model can produce, become U+FFFD.
     ///
     /// # Errors
@@ -246,16 +297,7 @@ impl Tokenizer {
 
     /// A decoder that takes ids one at a time and never splits a character.
     pub fn stream_decoder(&self) -> StreamDecoder<'_> {
-        let state = match self {
-            Tokenizer::HuggingFace(inner) => {
-                StreamState::HuggingFace(Box::new(inner.tokenizer.decode_stream(false)))
-            }
-            _ => StreamState::Bytes(Vec::new()),
-        };
-        StreamDecoder {
-            tokenizer: self,
-            state,
-        }
+        StreamDecoder::new(self)
     }
 
     /// Appends the bytes that a token stands for; not for Hugging Face tokenizers, whose tokens
@@ -339,82 +381,6 @@ impl CharVocabulary {
     }
 }
 
-/// Turns ids into text one at a time, for printing while a model writes.
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
-    state: StreamState<'a>,
-}
-
-enum StreamState<'a> {
-    /// Bytes of a character that is not complete yet.
-    Bytes(Vec<u8>),
-    HuggingFace(
-        Box<
-            HfDecodeStream<
-                'a,
-                ModelWrapper,
-                NormalizerWrapper,
-                PreTokenizerWrapper,
-                PostProcessorWrapper,
-                DecoderWrapper,
-            >,
-        >,
-    ),
-}
-
-impl StreamDecoder<'_> {
-    /// The text that is certain after this token: empty while a character is incomplete.
-    ///
-    /// # Errors
-    /// [`ModelError::UnknownToken`] for an id outside the vocabulary.
-    pub fn push(&mut self, token: u32) -> Result<String, ModelError> {
-        match &mut self.state {
-            StreamState::Bytes(pending) => {
-                self.tokenizer.push_bytes(token, pending)?;
-                Ok(take_complete(pending))
-            }
-            StreamState::HuggingFace(stream) => {
-                self.tokenizer.check(&[token])?;
-                Ok(stream.step(token).map_err(foreign)?.unwrap_or_default())
-            }
-        }
-    }
-
-    /// What is left at the end: U+FFFD for a character that never became complete.
-    pub fn finish(self) -> String {
-        match self.state {
-            StreamState::Bytes(pending) => String::from_utf8_lossy(&pending).into_owned(),
-            StreamState::HuggingFace(_) => String::new(),
-        }
-    }
-}
-
-/// Takes everything off the front that later bytes cannot change; invalid bytes become U+FFFD.
-fn take_complete(pending: &mut Vec<u8>) -> String {
-    let mut text = String::new();
-    let mut taken = 0;
-    for chunk in pending.utf8_chunks() {
-        text.push_str(chunk.valid());
-        taken += chunk.valid().len();
-        let invalid = chunk.invalid();
-        let at_the_end = taken + invalid.len() == pending.len();
-        if at_the_end && may_continue(invalid) {
-            break;
-        }
-        if !invalid.is_empty() {
-            text.push(char::REPLACEMENT_CHARACTER);
-            taken += invalid.len();
-        }
-    }
-    pending.drain(..taken);
-    text
-}
-
-/// Whether the bytes are the start of a character that more bytes can complete.
-fn may_continue(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
-}
-
 /// GPT-2's ids. Its splitting rule backtracks over white space, and its library gives up (with a
 /// panic) on a run of about a million; such runs are cut into pieces that are encoded alone.
 fn encode_gpt2(text: &str) -> Vec<u32> {
@@ -465,7 +431,7 @@ fn foreign(error: tokenizers::Error) -> ModelError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -503,6 +469,70 @@ mod tests {
                 "vocab": vocab, "merges": [["t", "o"], ["b", "e"]]}
         })
         .to_string()
+    }
+
+    /// That tokenizer.
+    pub(super) fn byte_level() -> Tokenizer {
+        let settings = TokenizerSettings::default();
+        Tokenizer::hugging_face(hugging_face_json().into_bytes(), settings, "test").unwrap()
+    }
+
+    #[test]
+    fn what_people_write_is_no_control_token() {
+        let tokenizer = byte_level();
+        for text in [
+            "<|endoftext|>",
+            "a<|endoftext|><|endoftext|>b",
+            "<|endof<|endoftext|>text|>",
+            "<<|endoftext|>",
+            "x\u{fdd0}<|endoftext|>",
+        ] {
+            assert!(tokenizer.encode(text).unwrap().contains(&258), "{text}");
+            let spoken = tokenizer.encode_spoken(text).unwrap();
+            assert!(!spoken.contains(&258), "{text}");
+            let shown = text.replace('\u{fdd0}', "\u{fffd}");
+            assert_eq!(tokenizer.decode(&spoken).unwrap(), shown);
+        }
+        let plain = "to be <|or|> not";
+        assert_eq!(
+            tokenizer.encode_spoken(plain).unwrap(),
+            tokenizer.encode(plain).unwrap()
+        );
+    }
+
+    #[test]
+    fn every_end_that_the_files_name_ends_a_reply_and_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        write("tokenizer.json", &hugging_face_json());
+        write("tokenizer_config.json", r#"{"eos_token": "to"}"#);
+        write("config.json", r#"{"eos_token_id": 3, "bos_token_id": 7}"#);
+        write(
+            "generation_config.json",
+            r#"{"eos_token_id": [3, 5, 258, 9999, -1]}"#,
+        );
+        let tokenizer = Tokenizer::load(folder.path()).unwrap();
+        assert_eq!(tokenizer.ends(), [256, 3, 5, 258]);
+        assert_eq!(
+            (tokenizer.bos_token(), tokenizer.eos_token()),
+            (Some(7), Some(256))
+        );
+        let ends = |tokenizer: &Tokenizer| -> Vec<u32> {
+            (0..259).filter(|id| tokenizer.is_end(*id)).collect()
+        };
+        assert_eq!(ends(&tokenizer), [3, 5, 256, 258]);
+        let again = tempfile::tempdir().unwrap();
+        tokenizer.save(again.path()).unwrap();
+        let loaded = Tokenizer::load(again.path()).unwrap();
+        assert_eq!(loaded.ends(), tokenizer.ends());
+        assert_eq!(loaded.bos_token(), Some(7));
+        // Without a name in the settings, the number of the model's file.
+        write("tokenizer_config.json", "{}");
+        write("generation_config.json", r#"{"eos_token_id": null}"#);
+        assert_eq!(Tokenizer::load(folder.path()).unwrap().ends(), [3]);
+        write("generation_config.json", "[");
+        let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("generation_config.json"), "{error}");
     }
 
     fn every_tokenizer() -> Vec<Tokenizer> {

@@ -14,11 +14,13 @@ import pathlib
 import gguf
 import numpy as np
 
-TYPES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+TYPES = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K",
+         "Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"]
 ROWS, COLS = 2, 256
 # Where a block keeps half-precision numbers, which random bytes would make infinite.
 HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
-          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+          "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "Q2_K": [80, 82], "Q3_K": [108],
+          "IQ4_NL": [0], "IQ4_XS": [0], "TQ1_0": [52], "TQ2_0": [64], "MXFP4": []}
 
 
 def blocks(name, rng):
@@ -31,6 +33,10 @@ def blocks(name, rng):
     for at in HALVES[name]:
         halves = rng.standard_normal((ROWS, COLS // values)).astype("<f2")
         data[..., at:at + 2] = halves.view(np.uint8).reshape(ROWS, COLS // values, 2)
+    if name == "MXFP4":
+        # Exponents of numbers that half precision has too, and the two smallest.
+        data[..., 0] = 117 + data[..., 0] % 16
+        data[0, 0, 0], data[0, 1, 0] = 0, 1
     return kind, data.reshape(ROWS, -1)
 
 

@@ -8,6 +8,8 @@ weights in `transformers` (largest difference 1e-5 of the largest logit), and th
 
   llama_untied.safetensors   4 heads of 10 over 2 key/value heads in a width of 32, head of its own (LlamaForCausalLM)
   llama_tied.safetensors     4 heads of 8 over 1, head tied, biases of q, k and v alone, llama3 scaling (Qwen2ForCausalLM)
+  llama_normed.safetensors   4 heads of 6 over 2 with a norm of each head's queries and keys (Qwen3ForCausalLM)
+  llama_still.safetensors    the second block does not turn queries and keys (SmolLM3ForCausalLM)
 The tensors are those of gpt_golden.py without pos_embedding; `up` has the rows [gate | up], norms have no biases.
 
   rope_frequencies.safetensors   linear, llama3, yarn: F32 (D / 2) inverse frequencies, NAME.sharpness F32 (1), for a
@@ -31,6 +33,8 @@ LLAMA3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_fac
 VARIANTS = {
     "llama_untied": dict(heads=4, kv_heads=2, head_dim=10, tied=False, qkv_bias=False, scaling=None, seed=3),
     "llama_tied": dict(heads=4, kv_heads=1, head_dim=8, tied=True, qkv_bias=True, scaling=LLAMA3, seed=4),
+    "llama_normed": dict(heads=4, kv_heads=2, head_dim=6, tied=True, qkv_bias=False, scaling=None, seed=5, qk_norm=True),
+    "llama_still": dict(heads=4, kv_heads=2, head_dim=8, tied=True, qkv_bias=False, scaling=None, seed=6, still=(1,)),
 }
 CASES = {
     "linear": dict(rope_type="linear", factor=8.0),
@@ -65,7 +69,8 @@ def frequency_cases():
 
 
 class Case:
-    def __init__(self, heads, kv_heads, head_dim, tied, qkv_bias, scaling, seed):
+    def __init__(self, heads, kv_heads, head_dim, tied, qkv_bias, scaling, seed, qk_norm=False, still=()):
+        self.qk_norm, self.still = qk_norm, still
         self.heads, self.kv_heads, self.head_dim, self.tied, self.qkv_bias = heads, kv_heads, head_dim, tied, qkv_bias
         rng = np.random.default_rng(seed)
         self.tokens, self.targets = (rng.integers(VOCAB, size=(BATCH, CONTEXT), dtype=np.uint32) for _ in range(2))
@@ -83,6 +88,11 @@ class Case:
         if qkv_bias:
             config = transformers.Qwen2Config(**common)
             self.theirs = transformers.Qwen2ForCausalLM(config)
+        elif qk_norm:
+            self.theirs = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(head_dim=head_dim, **common))
+        elif still:
+            turns = [int(n not in still) for n in range(LAYERS)]
+            self.theirs = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(no_rope_layers=turns, pad_token_id=None, **common))
         else:
             config = transformers.LlamaConfig(head_dim=head_dim, **common)
             self.theirs = transformers.LlamaForCausalLM(config)
@@ -106,6 +116,8 @@ class Case:
         """Length and centre of every vector."""
         shapes = {f"blocks.{n}.norm{i}.weight": (WIDTH, 1.0) for n in range(LAYERS) for i in (1, 2)}
         shapes["norm.weight"] = (WIDTH, 1.0)
+        if self.qk_norm:
+            shapes |= {f"blocks.{n}.{part}_norm.weight": (self.head_dim, 1.0) for n in range(LAYERS) for part in ("query", "key")}
         if self.qkv_bias:
             shapes |= {f"blocks.{n}.qkv.bias": ((self.heads + 2 * self.kv_heads) * self.head_dim, 0.0) for n in range(LAYERS)}
         return shapes
@@ -154,8 +166,12 @@ class Case:
             block = f"blocks.{n}"
             qkv = linear(norm(x, f"{block}.norm1"), f"{block}.qkv").view(batch, time, heads + 2 * kv_heads, self.head_dim)
             q, k, v = qkv.transpose(1, 2).split([heads, kv_heads, kv_heads], 1)
-            k, v = (part.repeat_interleave(heads // kv_heads, 1) for part in (turn(k), v))
-            scores = (turn(q) @ k.transpose(-1, -2) * self.head_dim ** -0.5).masked_fill(later, float("-inf"))
+            if self.qk_norm:
+                q, k = norm(q, f"{block}.query_norm"), norm(k, f"{block}.key_norm")
+            if n not in self.still:
+                q, k = turn(q), turn(k)
+            k, v = (part.repeat_interleave(heads // kv_heads, 1) for part in (k, v))
+            scores = (q @ k.transpose(-1, -2) * self.head_dim ** -0.5).masked_fill(later, float("-inf"))
             x = x + linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{block}.attention_out")
             gate, up = linear(norm(x, f"{block}.norm2"), f"{block}.up").chunk(2, -1)
             x = x + linear(F.silu(gate) * up, f"{block}.down")
@@ -171,6 +187,8 @@ class Case:
             for kind, source in (("weight", dense.get(f"{ours}.qkv")), ("bias", vector.get(f"{ours}.qkv.bias"))):
                 if source is not None:
                     state |= {f"{theirs}.self_attn.{p}_proj.{kind}": part for p, part in zip("qkv", source.split([q, kv, kv]))}
+            if self.qk_norm:
+                state |= {f"{theirs}.self_attn.{p[0]}_norm.weight": vector[f"{ours}.{p}_norm.weight"] for p in ("query", "key")}
             gate, up = dense[f"{ours}.up"].chunk(2)
             state |= {f"{theirs}.self_attn.o_proj.weight": dense[f"{ours}.attention_out"], f"{theirs}.mlp.gate_proj.weight": gate,
                       f"{theirs}.mlp.up_proj.weight": up, f"{theirs}.mlp.down_proj.weight": dense[f"{ours}.down"]}

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use primal_model::chat::{ChatTemplate, Message};
 
 use crate::args::ChatArgs;
@@ -30,7 +30,8 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
         messages: args.system.iter().map(Message::system).collect(),
         context: loaded.model.shape().context,
     };
-    note("/exit ends, Ctrl-C ends a reply");
+    talk.check(&writer)?;
+    note("/help lists the commands, /exit ends, Ctrl-C ends a reply");
     let mut line = String::new();
     loop {
         prompt();
@@ -44,26 +45,35 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
             break;
         }
         let said = line.trim_end_matches(['\n', '\r']);
-        if said == "/exit" {
-            break;
-        }
-        if said.is_empty() {
-            continue;
-        }
-        turn.begin();
-        let reply = talk.reply(&mut writer, said, args.n_tokens, &turn);
-        turn.end();
-        output::line("")?;
-        // A line that the tokenizer cannot read is no reason to lose the conversation.
-        if let Err(error) = reply {
-            if error.chain().any(|cause| cause.is::<io::Error>()) {
-                return Err(error);
+        match said.split_once(' ').unwrap_or((said, "")) {
+            ("/exit", "") => break,
+            ("/help", "") => note(HELP),
+            ("/clear", "") => talk.clear(&mut writer),
+            ("/system", text) => talk.begin_anew(&mut writer, text.trim()),
+            _ if said.is_empty() => {}
+            _ => {
+                turn.begin();
+                let reply = talk.reply(&mut writer, said, args.n_tokens, &turn);
+                turn.end();
+                output::line("")?;
+                // A line that cannot be answered is no reason to lose the conversation.
+                if let Err(error) = reply {
+                    if error.chain().any(|cause| cause.is::<io::Error>()) {
+                        return Err(error);
+                    }
+                    note(format_args!("error: {error:#}"));
+                }
             }
-            note(format_args!("error: {error:#}"));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// What `/help` says.
+const HELP: &str = "\
+/clear         forgets the conversation, not the system message
+/system TEXT   begins anew with this system message; without a text, with none
+/exit          ends, as the end of the input does";
 
 /// A conversation.
 struct Talk {
@@ -74,6 +84,36 @@ struct Talk {
 }
 
 impl Talk {
+    /// A template that fails for the plainest conversation fails for all.
+    fn check(&self, writer: &Writer<'_>) -> Result<()> {
+        if let Some(template) = &self.template {
+            let mut messages = self.messages.clone();
+            messages.push(Message::user("hi"));
+            template.encode(writer.tokenizer, &messages, true)?;
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, writer: &mut Writer<'_>) {
+        self.messages.truncate(self.first());
+        writer.forget();
+    }
+
+    fn begin_anew(&mut self, writer: &mut Writer<'_>, system: &str) {
+        self.messages.clear();
+        if !system.is_empty() {
+            self.messages.push(Message::system(system));
+        }
+        writer.forget();
+    }
+
+    /// The first message that may make room.
+    fn first(&self) -> usize {
+        let system = |message: &Message| message.role == "system";
+        usize::from(self.messages.first().is_some_and(system))
+    }
+
+    /// A turn that fails is as if it had not been.
     fn reply(
         &mut self,
         writer: &mut Writer<'_>,
@@ -81,37 +121,69 @@ impl Talk {
         n_tokens: usize,
         turn: &Turn,
     ) -> Result<()> {
-        let Some(template) = &self.template else {
+        if self.template.is_none() {
             return continue_text(writer, said, n_tokens, turn);
-        };
+        }
         self.messages.push(Message::user(said));
-        let mut tokens = writer
-            .tokenizer
-            .encode(&template.render(&self.messages, true)?)?;
-        // The oldest turns make room; what a system message says stays.
-        let first = usize::from(self.messages[0].role == "system");
-        while tokens.len() + n_tokens > self.context && self.messages.len() > first + 2 {
-            self.messages.drain(first..first + 2);
-            tokens = writer
-                .tokenizer
-                .encode(&template.render(&self.messages, true)?)?;
+        let reply = self.written(writer, n_tokens, turn);
+        match reply {
+            Ok(reply) => self.messages.push(Message::assistant(reply)),
+            Err(error) => {
+                self.messages.pop();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the model writes after the messages.
+    fn written(&mut self, writer: &mut Writer<'_>, n_tokens: usize, turn: &Turn) -> Result<String> {
+        let Some(template) = &self.template else {
+            return Ok(String::new());
+        };
+        let encode = |messages: &[Message]| template.encode(writer.tokenizer, messages, true);
+        let mut messages = self.messages.clone();
+        let mut tokens = encode(&messages)?;
+        // The oldest turns make room for the reply; what a system message says stays.
+        let room = self.context - n_tokens.min(self.context / LEAST_HISTORY);
+        let first = self.first();
+        while tokens.len() > room && messages.len() > first + 2 {
+            messages.drain(first..first + 2);
+            tokens = encode(&messages)?;
+        }
+        if tokens.len() > self.context {
+            bail!(
+                "the message and what must stand before it have {} tokens, the model sees {}",
+                tokens.len(),
+                self.context
+            );
+        }
+        let dropped = self.messages.len() - messages.len();
+        if dropped > 0 {
+            note(format_args!(
+                "the context of {} tokens is full: the oldest {dropped} messages are forgotten",
+                self.context
+            ));
         }
         writer.read_from_start(&tokens)?;
+        self.messages = messages;
         let mut reply = String::new();
         writer.write(n_tokens, |piece| {
             reply += piece;
             output::stream(piece)?;
             Ok(!turn.stopped())
         })?;
-        self.messages.push(Message::assistant(reply));
-        Ok(())
+        Ok(reply)
     }
 }
+
+/// A reply has one part in so many of the context to itself, at most.
+const LEAST_HISTORY: usize = 4;
 
 /// For models that know no roles: the line is text like any other, and the reply is how it goes
 /// on, up to the next line break.
 fn continue_text(writer: &mut Writer<'_>, said: &str, n_tokens: usize, turn: &Turn) -> Result<()> {
-    writer.read(&format!("{said}\n"))?;
+    writer.read_spoken(&format!("{said}\n"))?;
     let mut started = false;
     writer.write(n_tokens, |piece| {
         // Leading line breaks belong to no reply; the first one after it ends it.

@@ -55,6 +55,9 @@ pub fn run(args: &ImportArgs) -> Result<ExitCode> {
             ));
         }
     })?;
+    for text in &report.notes {
+        note(format_args!("note: {text}"));
+    }
     if args.json {
         output::json(&report)?;
     } else {

@@ -171,7 +171,21 @@ impl<'m> Writer<'m> {
     /// Reads text; an empty one at the very start stands for the beginning of a document.
     /// Returns how many tokens were read.
     fn read(&mut self, text: &str) -> Result<usize> {
-        let mut tokens = self.tokenizer.encode(text)?;
+        self.read_tokens(self.tokenizer.encode(text)?)
+    }
+
+    /// The same, and the spelling of a control token is letters.
+    fn read_spoken(&mut self, text: &str) -> Result<usize> {
+        self.read_tokens(self.tokenizer.encode_spoken(text)?)
+    }
+
+    /// Forgets all that was read and written.
+    fn forget(&mut self) {
+        self.generator.clear();
+        self.history.clear();
+    }
+
+    fn read_tokens(&mut self, mut tokens: Vec<u32>) -> Result<usize> {
         if self.history.is_empty() {
             if let Some(start) = self.tokenizer.start_of_text() {
                 tokens.insert(0, start);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use primal_model::ModelError;
 use primal_model::checkpoint::{self, Checkpoint};
-use primal_model::config::{Config, Rule, TrainConfig};
+use primal_model::config::{Config, PositionKind, Rule, TrainConfig};
 use primal_model::ledger::Ledger;
 use primal_model::metrics::DoneRow;
 use primal_model::parallel::Exchange;
@@ -183,7 +183,7 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
         config.train.run = run;
     }
     if let Some(base) = base {
-        config.model = base.config.model.clone();
+        config.model = base.config.in_use().model;
         config
             .data
             .tokenizer
@@ -225,6 +225,15 @@ fn resolve(args: &TrainArgs, base: Option<&Checkpoint>) -> Result<Config> {
     override_with(&mut config.train.memory_budget_mib, &args.memory_budget);
     config.train.ignore_memory_limit |= args.ignore_memory_limit;
     apply_overrides(&args.set, |assignment| config.set(assignment))?;
+    if let Some(base) = base {
+        let own = base.config.in_use().model;
+        let model = &mut config.model;
+        // Windows shorter than the model's context train it; they do not shorten it.
+        if model.position == PositionKind::Rope && model.context < own.context {
+            model.full_context = own.context;
+        }
+        config.train.eval_tokens = config.train.eval_tokens.max(config.model.context);
+    }
     Ok(config)
 }
 

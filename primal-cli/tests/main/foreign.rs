@@ -111,6 +111,171 @@ fn exports_come_back_as_the_same_model() {
     refused(&mut command, 2, &["q8_0"]);
 }
 
+/// What a chat says to lines of input: its exit code, stdout, stderr.
+fn chat(
+    place: &Workplace,
+    model: &str,
+    more: &[&str],
+    input: &str,
+) -> (Option<i32>, String, String) {
+    let mut command = place.primal("chat");
+    command.args(["--model", model, "--temperature", "0", "--threads", "1"]);
+    command
+        .args(more)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A chat that ends early closes its input.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let done = child.wait_with_output().unwrap();
+    let [stdout, stderr] = [done.stdout, done.stderr].map(|it| String::from_utf8(it).unwrap());
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    (done.status.code(), stdout, stderr)
+}
+
+fn with_template(place: &Workplace, template: &str) {
+    let config = serde_json::json!({ "chat_template": template });
+    place.write("hf/tokenizer_config.json", config.to_string());
+}
+
+#[test]
+fn a_turn_that_fails_is_taken_back_and_old_turns_make_room() {
+    let place = Workplace::new();
+    llama(&place);
+    with_template(
+        &place,
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no bad words') }}\
+         {% endif %}{{ m.content }}\n{% endfor %}",
+    );
+    import(&place, "hf", "model", &[]);
+    let (code, stdout, stderr) = chat(&place, "model", &["-n", "3"], "hi\nbad\nhi\n/exit\n");
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(stderr.matches("no bad words").count(), 1, "{stderr}");
+    assert!(stdout.lines().count() >= 3, "{stdout}");
+
+    // The context is 64: the default reply of 256 tokens leaves room for what was said.
+    let (code, _, stderr) = chat(&place, "model", &[], "the fox\n/help\nthe dog\n/exit\n");
+    assert_eq!(code, Some(0));
+    assert!(
+        stderr.contains("/clear") && !stderr.contains("error"),
+        "{stderr}"
+    );
+    let lines = "the quick brown fox\n".repeat(8);
+    let (_, _, stderr) = chat(
+        &place,
+        "model",
+        &["-n", "8", "--system", "be brief"],
+        &lines,
+    );
+    assert!(stderr.contains("messages are forgotten"), "{stderr}");
+    let (_, _, stderr) = chat(
+        &place,
+        "model",
+        &["-n", "8"],
+        "a\nb\n/clear\nc\n/system d\ne\n",
+    );
+    assert!(
+        !stderr.contains("forgotten") && !stderr.contains("error"),
+        "{stderr}"
+    );
+    let long = "jugs ".repeat(60);
+    let (code, _, stderr) = chat(&place, "model", &[], &format!("{long}\nhi\n"));
+    assert_eq!(code, Some(0));
+    assert!(stderr.contains("the model sees 64"), "{stderr}");
+}
+
+#[test]
+fn fine_tuning_keeps_the_context_and_foreign_paths_are_named() {
+    let place = Workplace::new();
+    llama(&place);
+    import(&place, "hf", "model", &[]);
+    let mut command = place.primal("train");
+    command.args(["--from", "model", "--run", "tuned", "--data", "text.txt"]);
+    command.args([
+        "--context",
+        "16",
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--threads",
+        "1",
+        "--json",
+    ]);
+    json(&mut command);
+    let mut command = place.primal("export");
+    command.args(["--model", "tuned", "--to", "hf", "--out", "out", "--json"]);
+    json(&mut command);
+    let config = std::fs::read_to_string(place.path("out/config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["max_position_embeddings"], 64);
+    let row = perplexity(&place, "tuned", &[]);
+    assert_eq!(row["window"], 32);
+    // Trained on once more, from the one that was.
+    let mut command = place.primal("train");
+    command.args(["--from", "tuned", "--run", "again", "--data", "text.txt"]);
+    command.args([
+        "--context",
+        "8",
+        "--steps",
+        "1",
+        "--batch",
+        "4",
+        "--threads",
+        "1",
+        "--json",
+    ]);
+    json(&mut command);
+    assert_eq!(perplexity(&place, "again", &[])["window"], 32);
+
+    let generate = |model: &str| {
+        let mut command = place.primal("generate");
+        command.args(["--model", model, "-p", "x"]);
+        finish(&mut command).stderr
+    };
+    assert!(generate("hf").contains("hint: primal import --from"));
+    place.write("x.gguf", "GGUF");
+    assert!(generate("x.gguf").contains("is a GGUF file"));
+    assert!(generate("nowhere").contains("is not there"));
+}
+
+#[test]
+fn folders_that_hold_no_model_are_named_for_what_they_are() {
+    let place = Workplace::new();
+    llama(&place);
+    let named = |from: &str, words: &[&str]| {
+        let mut command = place.primal("import");
+        command.args(["--from", from, "--out", "out"]);
+        refused(&mut command, 1, words);
+    };
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    place.write("hf/model-00001-of-00002.safetensors", pointer);
+    named("hf", &["Git LFS pointer", "hint: git lfs pull"]);
+    place.write("pointer.gguf", pointer);
+    named("pointer.gguf", &["Git LFS pointer"]);
+    std::fs::remove_file(place.path("hf/config.json")).unwrap();
+    named("hf", &["holds no config.json"]);
+    place.write("hf/adapter_config.json", "{}");
+    named("hf", &["LoRA adapter", "merge_and_unload"]);
+
+    let place = Workplace::new();
+    llama(&place);
+    std::fs::remove_file(place.path("hf/tokenizer.json")).unwrap();
+    place.write("hf/tokenizer.model", "x");
+    let mut command = place.primal("import");
+    command.args(["--from", "hf", "--out", "out"]);
+    refused(
+        &mut command,
+        1,
+        &[
+            "tokenizer.json",
+            "there is only tokenizer.model",
+            "save_pretrained",
+        ],
+    );
+}
+
 #[test]
 fn a_chat_goes_through_the_template_of_the_model() {
     let place = Workplace::new();
@@ -148,25 +313,9 @@ fn a_chat_goes_through_the_template_of_the_model() {
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}" });
     place.write("hf/tokenizer_config.json", endless.to_string());
     import(&place, "hf", "endless", &[]);
-    let mut command = place.primal("chat");
-    command.args(["--model", "endless", "--threads", "1"]);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"the dog\n/exit\n")
-        .unwrap();
-    let done = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8(done.stderr).unwrap();
-    assert!(
-        stderr.contains("template") && !stderr.contains("panicked"),
-        "{stderr}"
-    );
+    let (code, _, stderr) = chat(&place, "endless", &[], "the dog\n/exit\n");
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("template"), "{stderr}");
 
     let bad = finish(place.primal("chat").args(["--model", "nowhere"]));
     assert_eq!(bad.code, Some(1));

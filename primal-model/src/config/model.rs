@@ -48,6 +48,21 @@ pub struct ModelConfig {
     pub rope_beta_fast: f32,
     /// Scaling `yarn` divides the frequency of waves that turn less often than this in it.
     pub rope_beta_slow: f32,
+    /// Whether the ramp of scaling `yarn` begins and ends at whole pairs.
+    pub rope_truncate: bool,
+    /// What turned queries and keys are multiplied by; 0 takes what `rope_scaling` says.
+    pub rope_attention_factor: f32,
+    /// By what the frequency of each pair of a head is divided, beside `rope_scaling`; empty: by 1.
+    pub rope_factors: Vec<f32>,
+    /// Elements of a head that are turned, an even number; 0 turns all of them.
+    pub rope_dim: usize,
+    /// Numbers of the blocks whose queries and keys are not turned.
+    pub rope_free_layers: Vec<usize>,
+    /// Whether each head's queries and keys go through a norm of their own before they are turned.
+    pub qk_norm: bool,
+    /// Context of the model when it is used, where training runs with a shorter `context`; 0: the
+    /// same.
+    pub full_context: usize,
     /// The feed-forward layer.
     pub feed_forward: FeedForward,
     /// Whether the output head is the token embedding.
@@ -152,6 +167,13 @@ impl Default for ModelConfig {
             rope_high_freq_factor: 4.0,
             rope_beta_fast: 32.0,
             rope_beta_slow: 1.0,
+            rope_truncate: true,
+            rope_attention_factor: 0.0,
+            rope_factors: Vec::new(),
+            rope_dim: 0,
+            rope_free_layers: Vec::new(),
+            qk_norm: false,
+            full_context: 0,
             feed_forward: FeedForward::Gelu,
             tie_head: false,
             biases: false,
@@ -181,6 +203,23 @@ impl ModelConfig {
     /// Width of the feed-forward layer with the default filled in.
     pub fn resolved_ff_width(&self) -> usize {
         or_default(self.ff_width, 4 * self.width)
+    }
+
+    /// Elements of a head that are turned, with the default filled in.
+    pub fn resolved_rope_dim(&self) -> usize {
+        or_default(self.rope_dim, self.resolved_head_dim())
+    }
+
+    /// What of it only the processor computes, in words; `None` where a GPU does too.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        allow(dead_code, reason = "asked by the GPU alone")
+    )]
+    pub(crate) fn only_on_cpu(&self) -> Option<&'static str> {
+        if self.qk_norm {
+            return Some("norms of queries and keys");
+        }
+        (!self.rope_free_layers.is_empty()).then_some("layers without rotary positions")
     }
 
     /// Whether a part stays float32; a tied head is the embedding.
@@ -222,6 +261,12 @@ impl ModelConfig {
             || "must be even under model.position = rope".to_string(),
         )?;
         self.validate_rope()?;
+        check(
+            "model.full_context",
+            self.full_context,
+            self.full_context == 0 || self.full_context >= self.context,
+            || format!("must be 0 or at least model.context = {}", self.context),
+        )?;
         check(
             "model.grid",
             &self.grid,
@@ -271,6 +316,36 @@ impl ModelConfig {
             factor,
             factor.is_finite() && factor >= 1.0,
             || "must be at least 1".to_string(),
+        )?;
+        let sharpness = self.rope_attention_factor;
+        check(
+            "model.rope_attention_factor",
+            sharpness,
+            sharpness.is_finite() && sharpness >= 0.0,
+            || "must be 0 or above".to_string(),
+        )?;
+        let (turned, head_dim) = (self.resolved_rope_dim(), self.resolved_head_dim());
+        check(
+            "model.rope_dim",
+            turned,
+            self.rope_dim == 0 || (turned.is_multiple_of(2) && turned <= head_dim),
+            || format!("must be even and at most a head's {head_dim}"),
+        )?;
+        let factors = &self.rope_factors;
+        let fits = factors.is_empty() || factors.len() == turned / 2;
+        check("model.rope_factors", factors.len(), fits, || {
+            format!("must hold a number for each of {} pairs", turned / 2)
+        })?;
+        for factor in factors {
+            above_zero("model.rope_factors", *factor)?;
+        }
+        let layers = &self.rope_free_layers;
+        let outside = layers.iter().find(|layer| **layer >= self.n_layer);
+        check(
+            "model.rope_free_layers",
+            outside.copied().unwrap_or_default(),
+            outside.is_none(),
+            || format!("must be below model.n_layer = {}", self.n_layer),
         )?;
         check(
             "model.rope_high_freq_factor",

@@ -12,6 +12,10 @@ use crate::ModelError;
 /// Bytes that a header is read in.
 const BUFFER_BYTES: usize = 1 << 16;
 
+/// How the small text file begins that Git LFS leaves where the real one was not fetched:
+/// `version https://git-lfs...`.
+pub(crate) const LFS_START: &[u8; 8] = b"version ";
+
 /// Something of known length that bytes are read from.
 #[derive(Debug)]
 pub(crate) struct ByteSource {

@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 
 use super::bytes::{foreign, printable};
-use super::config;
+use super::diagnosis;
+use super::families::{self, Described, Fold};
 use super::gguf::GgufFile;
 use super::names::{Convention, Piece, parameters, pieces};
 use super::safetensors::SafetensorsFile;
 use super::vocabulary;
 use crate::ModelError;
-use crate::config::{Config, ModelConfig};
+use crate::config::{Config, ModelConfig, PositionKind};
+use crate::rope;
 use crate::shape::ModelShape;
 use crate::tokenizer::Tokenizer;
 
@@ -25,8 +27,13 @@ const IGNORED_ENDS: [&str; 4] = [
     "rotary_emb.inv_freq",
     "attn_rot_embd",
 ];
-/// The head of a model whose head is the embedding.
+/// The head of a model, where it is not the embedding.
 const HEADS: [&str; 2] = ["lm_head.weight", "output.weight"];
+/// By what the frequency of each pair is divided, in GGUF; the second list serves contexts up to
+/// the one that the model was first trained with.
+const ROPE_FACTORS: [&str; 2] = ["rope_freqs.weight", "rope_factors_short.weight"];
+/// The list for longer contexts.
+const LONG_FACTORS: &str = "rope_factors_long.weight";
 
 /// A Hugging Face folder or a GGUF file.
 #[derive(Debug)]
@@ -36,6 +43,8 @@ pub struct ForeignModel {
     convention: Convention,
     config: ModelConfig,
     shape: ModelShape,
+    fold: Fold,
+    notes: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -58,25 +67,37 @@ impl ForeignModel {
     /// # Errors
     /// [`ModelError::Foreign`] names the file, the key or the tensor.
     pub fn open(path: &Path, context: Option<usize>) -> Result<ForeignModel, ModelError> {
-        let (files, (mut config, convention)) = if path.is_dir() {
+        let (mut files, described) = if path.is_dir() {
             open_folder(path)?
         } else {
             let file = GgufFile::open(path)?;
-            let config = config::from_gguf(&file)?;
-            (Files::Gguf(file), config)
+            let described = families::from_gguf(&file)?;
+            (Files::Gguf(file), described)
         };
+        let Described {
+            model: mut config,
+            convention,
+            fold,
+            tied,
+            mut notes,
+        } = described;
+        let origin = path.display().to_string();
+        config.tie_head = files.is_tied(tied, &origin, &mut notes)?;
+        if let Files::Gguf(file) = &mut files {
+            read_factors(file, &mut config)?;
+        }
         if let Some(context) = context {
-            if config.position == crate::config::PositionKind::Learned && context != config.context
-            {
+            if config.position == PositionKind::Learned && context != config.context {
                 let reason = format!("has {} learned positions", config.context);
-                return Err(foreign(&path.display().to_string(), "context", reason));
+                return Err(foreign(&origin, "context", reason));
             }
             config.context = context.min(config.context);
         }
-        let whole = Config {
+        let mut whole = Config {
             model: config.clone(),
             ..Config::default()
         };
+        whole.hold_one_window();
         whole.validate()?;
         let model = ForeignModel {
             path: path.to_path_buf(),
@@ -84,9 +105,16 @@ impl ForeignModel {
             convention,
             shape: ModelShape::new(&whole, 0)?,
             config,
+            fold,
+            notes,
         };
         model.check()?;
         Ok(model)
+    }
+
+    /// What the user should know: parts of the file that are read otherwise than they say.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The architecture as our configuration.
@@ -105,7 +133,10 @@ impl ForeignModel {
     /// [`ModelError::BadTokenizer`], [`ModelError::Foreign`].
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         match &self.files {
-            Files::Safetensors { .. } => Tokenizer::load(&self.path),
+            Files::Safetensors { .. } => {
+                diagnosis::of_tokenizer(&self.path)?;
+                Tokenizer::load(&self.path)
+            }
             Files::Gguf(file) => vocabulary::tokenizer(file),
         }
     }
@@ -136,6 +167,10 @@ impl ForeignModel {
             let reason = format!("holds {} values, expected {rows} rows", all.len());
             return Err(foreign(&self.path.display().to_string(), name, reason));
         }
+        if let Some((factor, rows)) = self.fold.factor(name, &self.config) {
+            let len = rows.map_or(all.len(), |rows| rows * cols.unwrap_or(1));
+            all[..len].iter_mut().for_each(|value| *value *= factor);
+        }
         Ok(all)
     }
 
@@ -147,28 +182,29 @@ impl ForeignModel {
             for piece in pieces(self.convention, &self.shape, &parameter.name) {
                 let shape = stored_shape(&piece, parameter.cols);
                 let name = self.files.full_name(&piece.name);
-                match self.files.shape(&name) {
-                    None => return Err(foreign(&origin, &name, "there is no such tensor")),
+                let wrong = match self.files.shape(&name) {
+                    None => Some("there is no such tensor".to_owned()),
                     Some(found) if found != shape => {
-                        let reason = format!("has shape {found:?}, expected {shape:?}");
-                        return Err(foreign(&origin, &name, reason));
+                        Some(format!("has shape {found:?}, expected {shape:?}"))
                     }
-                    Some(_) => {}
+                    Some(_) => None,
+                };
+                if let Some(reason) = wrong {
+                    let cause = diagnosis::of_tensors(&self.files.names());
+                    return Err(foreign(&origin, &name, cause.unwrap_or(reason)));
                 }
                 expected.insert(name);
             }
         }
         for name in self.files.names() {
             let ignored = IGNORED_ENDS.iter().any(|end| name.ends_with(end))
-                || (self.shape.tie_head && HEADS.contains(&name));
+                || (self.shape.tie_head && HEADS.contains(&name))
+                || (self.shape.position == PositionKind::Rope
+                    && (ROPE_FACTORS.contains(&name) || name == LONG_FACTORS));
             if !ignored && !expected.contains(name) {
-                let reason = if name.starts_with("rope_freqs") {
-                    "positions scaled by a tensor are not in this build; hint: import the Hugging \
-                     Face folder of the model"
-                } else {
-                    "is no parameter of a model that this build knows"
-                };
-                return Err(foreign(&origin, name, reason));
+                let cause = diagnosis::of_tensors(&self.files.names());
+                let reason = "is no parameter of a model that this build knows".to_owned();
+                return Err(foreign(&origin, name, cause.unwrap_or(reason)));
             }
         }
         Ok(())
@@ -190,6 +226,56 @@ impl Files {
             }
             _ => name.to_owned(),
         }
+    }
+
+    /// Whether the head is the embedding, for a file that says `tied`: where the files hold a
+    /// head that differs from the embedding, that one counts, as in `transformers`.
+    fn is_tied(
+        &mut self,
+        tied: Option<bool>,
+        origin: &str,
+        notes: &mut Vec<String>,
+    ) -> Result<bool, ModelError> {
+        let head = HEADS.iter().find(|name| self.shape(name).is_some());
+        let Some(head) = head else {
+            if tied == Some(false) {
+                let reason = "is missing, and config.json says that the head is not the \
+                              embedding: a model saved without its head cannot write";
+                return Err(foreign(origin, "lm_head.weight", reason));
+            }
+            return Ok(true);
+        };
+        let Files::Safetensors {
+            files,
+            places,
+            prefix,
+        } = self
+        else {
+            return Ok(false);
+        };
+        if tied == Some(false) {
+            return Ok(false);
+        }
+        let embedding = ["model.embed_tokens.weight", &format!("{prefix}wte.weight")]
+            .into_iter()
+            .find(|name| places.contains_key(*name))
+            .map(str::to_owned);
+        let Some(embedding) = embedding else {
+            return Ok(false);
+        };
+        let (at_head, at_embedding) = (places[*head], places[&embedding]);
+        let digests = [(at_head, *head), (at_embedding, &embedding)]
+            .map(|(file, name)| files[file].digest(name));
+        let [head_digest, embedding_digest] = digests;
+        let same = head_digest? == embedding_digest?;
+        if !same && tied == Some(true) {
+            notes.push(
+                "config.json says that the head is the embedding, and the files hold another \
+                 head: that one is used"
+                    .to_owned(),
+            );
+        }
+        Ok(same)
     }
 
     /// Shape of a tensor by its full name.
@@ -219,13 +305,32 @@ impl Files {
     }
 }
 
-type Described = (ModelConfig, Convention);
+/// Reads what the frequency of each pair is divided by, if the file holds it.
+fn read_factors(file: &mut GgufFile, config: &mut ModelConfig) -> Result<(), ModelError> {
+    if config.position != PositionKind::Rope {
+        return Ok(());
+    }
+    for name in ROPE_FACTORS {
+        if file.tensors().contains_key(name) {
+            let factors = file.tensor(name, &[config.resolved_rope_dim() / 2])?;
+            if let Some(bad) = factors.iter().find(|factor| **factor <= 0.0) {
+                return Err(file.error(name, format!("holds {bad}, expected factors above 0")));
+            }
+            if factors.iter().any(|factor| *factor != 1.0) {
+                rope::take_factors(config, factors);
+            }
+        }
+    }
+    Ok(())
+}
 
 fn open_folder(folder: &Path) -> Result<(Files, Described), ModelError> {
     const SINGLE: &str = "model.safetensors";
     const INDEX: &str = "model.safetensors.index.json";
+    diagnosis::of_folder(folder)?;
     let path = folder.join("config.json");
-    let described = config::from_json(&read_object(&path)?, &path.display().to_string())?;
+    let values = read_object(&path)?;
+    let described = families::from_json(&values, &path.display().to_string())?;
     let names: BTreeSet<String> = if folder.join(SINGLE).exists() {
         BTreeSet::from([SINGLE.to_owned()])
     } else if folder.join(INDEX).exists() {

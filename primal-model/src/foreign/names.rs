@@ -3,22 +3,73 @@
 //! Ours are `tok_embedding`, `pos_embedding`, `blocks.L.{norm1,qkv,attention_out,norm2,up,down}`,
 //! `norm` and `head`, with `.weight` and `.bias` after norms and `.bias` after linear layers.
 
-use crate::config::{FeedForward, ModelConfig, NormKind, PositionKind};
+use crate::config::{FeedForward, PositionKind};
 use crate::shape::ModelShape;
 
-/// The three ways in which others lay out a decoder.
+/// Whose names and shapes the tensors of a file have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Convention {
-    /// Llama, Mistral and Qwen2 in the `transformers` library.
-    HfLlama,
+pub enum Style {
+    /// Llama and its many relatives in the `transformers` library.
+    Llama,
     /// GPT-2 in the `transformers` library: linear layers are stored (in, out).
-    HfGpt2,
+    Gpt2,
     /// llama.cpp's GGUF.
-    Gguf {
-        /// Whether queries and keys are turned in neighbouring pairs, so that their rows are in
-        /// another order than ours; true for the architecture `llama`.
-        interleaved: bool,
-    },
+    Gguf,
+}
+
+/// The order of the rows of a head of queries or keys, whose pairs are turned by their positions.
+/// In ours, rows i and i + D/2 are a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadRows {
+    /// The same.
+    Halves,
+    /// Rows 2i and 2i + 1 are a pair.
+    Pairs,
+    /// The first so many rows are a head of their own whose halves are turned; the rest is not.
+    Part(usize),
+}
+
+/// How others lay out a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Convention {
+    /// Whose names.
+    pub style: Style,
+    /// Rows of queries and keys.
+    pub heads: HeadRows,
+    /// Whether queries, keys and values are one tensor, and gate and up another.
+    pub fused: bool,
+    /// What the norm before the feed-forward layer is called in GGUF.
+    pub gguf_norm2: &'static str,
+}
+
+impl Convention {
+    /// Names of `transformers` for Llama.
+    pub const LLAMA: Convention = Convention::of(Style::Llama, HeadRows::Halves);
+    /// Names of `transformers` for GPT-2.
+    pub const GPT2: Convention = Convention::of(Style::Gpt2, HeadRows::Halves);
+
+    const fn of(style: Style, heads: HeadRows) -> Convention {
+        Convention {
+            style,
+            heads,
+            fused: false,
+            gguf_norm2: "ffn_norm",
+        }
+    }
+
+    /// Names of llama.cpp.
+    pub const fn gguf(heads: HeadRows) -> Convention {
+        Convention::of(Style::Gguf, heads)
+    }
+
+    /// How the rows of `heads` heads of width `dim` lie in a tensor, which may hold more after them.
+    fn turned(self, heads: usize, dim: usize) -> Layout {
+        match self.heads {
+            HeadRows::Halves => Layout::Rows,
+            HeadRows::Pairs => Layout::Interleaved { heads },
+            HeadRows::Part(turned) => Layout::Part { heads, dim, turned },
+        }
+    }
 }
 
 /// One tensor of another tool that holds rows of one of ours.
@@ -44,6 +95,16 @@ pub enum Layout {
         /// Number of heads.
         heads: usize,
     },
+    /// Heads of which the first rows are turned: rows i and i + turned/2 of a head are our i and
+    /// i + D/2. What comes after the heads lies as it is.
+    Part {
+        /// Number of heads.
+        heads: usize,
+        /// Rows D of a head.
+        dim: usize,
+        /// Rows that are turned.
+        turned: usize,
+    },
 }
 
 impl Layout {
@@ -52,9 +113,7 @@ impl Layout {
         match self {
             Layout::Rows => values,
             Layout::Columns => transpose(&values, cols, rows),
-            Layout::Interleaved { heads } => {
-                move_rows(&values, rows, cols, heads, |ours, theirs| (theirs, ours))
-            }
+            _ => self.move_rows(&values, rows, cols, |ours, theirs| (theirs, ours)),
         }
     }
 
@@ -63,9 +122,7 @@ impl Layout {
         match self {
             Layout::Rows => values.to_vec(),
             Layout::Columns => transpose(values, rows, cols),
-            Layout::Interleaved { heads } => {
-                move_rows(values, rows, cols, heads, |ours, theirs| (ours, theirs))
-            }
+            _ => self.move_rows(values, rows, cols, |ours, theirs| (ours, theirs)),
         }
     }
 
@@ -76,6 +133,49 @@ impl Layout {
             _ => [rows, cols],
         }
     }
+
+    /// The row of theirs that holds our row `ours` of `rows`.
+    fn theirs(self, ours: usize, rows: usize) -> usize {
+        let (heads, dim) = match self {
+            Layout::Interleaved { heads } => (heads, rows / heads.max(1)),
+            Layout::Part { heads, dim, .. } => (heads, dim),
+            Layout::Rows | Layout::Columns => return ours,
+        };
+        let (head, i) = (ours / dim, ours % dim);
+        if head >= heads {
+            return ours;
+        }
+        let half = dim / 2;
+        let within = match self {
+            Layout::Part { turned, .. } => {
+                let (turned, side) = (turned / 2, i / half);
+                // The halves of what is turned, then those of the rest.
+                if i % half < turned {
+                    i % half + side * turned
+                } else {
+                    turned + i % half + side * (half - turned)
+                }
+            }
+            _ => 2 * (i % half) + i / half,
+        };
+        head * dim + within
+    }
+
+    /// Copies rows between our order and theirs; `direction(ours, theirs)` is (from, to).
+    fn move_rows(
+        self,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        direction: impl Fn(usize, usize) -> (usize, usize),
+    ) -> Vec<f32> {
+        let mut out = vec![0.0; values.len()];
+        for ours in 0..rows {
+            let (from, to) = direction(ours, self.theirs(ours, rows));
+            out[to * cols..][..cols].copy_from_slice(&values[from * cols..][..cols]);
+        }
+        out
+    }
 }
 
 /// (rows, cols) row-major to (cols, rows).
@@ -84,27 +184,6 @@ fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     for (col, out) in out.chunks_exact_mut(rows.max(1)).enumerate() {
         for (row, out) in out.iter_mut().enumerate() {
             *out = values[row * cols + col];
-        }
-    }
-    out
-}
-
-/// Copies rows between our order and theirs; `direction(ours, theirs)` is (from, to).
-fn move_rows(
-    values: &[f32],
-    rows: usize,
-    cols: usize,
-    heads: usize,
-    direction: impl Fn(usize, usize) -> (usize, usize),
-) -> Vec<f32> {
-    let dim = rows / heads.max(1);
-    let mut out = vec![0.0; values.len()];
-    for head in 0..heads {
-        for i in 0..dim {
-            let ours = head * dim + i;
-            let theirs = head * dim + 2 * (i % (dim / 2)) + i / (dim / 2);
-            let (from, to) = direction(ours, theirs);
-            out[to * cols..][..cols].copy_from_slice(&values[from * cols..][..cols]);
         }
     }
     out
@@ -149,6 +228,15 @@ pub fn parameters(shape: &ModelShape) -> Vec<Parameter> {
                 matrix(format!("blocks.{layer}.{part}.bias"), rows, None);
             }
         }
+        if shape.qk_norm {
+            for part in ["query_norm", "key_norm"] {
+                matrix(
+                    format!("blocks.{layer}.{part}.weight"),
+                    shape.head_dim,
+                    None,
+                );
+            }
+        }
         norm(&format!("blocks.{layer}.norm1"), &mut matrix);
         norm(&format!("blocks.{layer}.norm2"), &mut matrix);
     }
@@ -163,13 +251,15 @@ pub fn parameters(shape: &ModelShape) -> Vec<Parameter> {
 pub fn pieces(convention: Convention, shape: &ModelShape, name: &str) -> Vec<Piece> {
     let piece = |name: String, rows, layout| Piece { name, rows, layout };
     let whole = |name: &str, rows| vec![piece(name.to_owned(), rows, Layout::Rows)];
-    let gguf = matches!(convention, Convention::Gguf { .. });
-    let gpt2 = convention == Convention::HfGpt2;
+    let gguf = convention.style == Style::Gguf;
+    let gpt2 = convention.style == Style::Gpt2;
     let pick =
-        |llama: &'static str, gpt2_name: &'static str, gguf_name: &'static str| match convention {
-            Convention::HfLlama => llama,
-            Convention::HfGpt2 => gpt2_name,
-            Convention::Gguf { .. } => gguf_name,
+        |llama: &'static str, gpt2_name: &'static str, gguf_name: &'static str| match convention
+            .style
+        {
+            Style::Llama => llama,
+            Style::Gpt2 => gpt2_name,
+            Style::Gguf => gguf_name,
         };
     let c = shape.width;
     match name {
@@ -214,10 +304,10 @@ pub fn pieces(convention: Convention, shape: &ModelShape, name: &str) -> Vec<Pie
         Some((part, kind)) => (part, kind),
         None => (part, "weight"),
     };
-    let prefix = match convention {
-        Convention::HfLlama => format!("model.layers.{layer}"),
-        Convention::HfGpt2 => format!("h.{layer}"),
-        Convention::Gguf { .. } => format!("blk.{layer}"),
+    let prefix = match convention.style {
+        Style::Llama => format!("model.layers.{layer}"),
+        Style::Gpt2 => format!("h.{layer}"),
+        Style::Gguf => format!("blk.{layer}"),
     };
     let named = |local: &str| format!("{prefix}.{local}.{kind}");
     let linear = if gpt2 && kind == "weight" {
@@ -227,6 +317,7 @@ pub fn pieces(convention: Convention, shape: &ModelShape, name: &str) -> Vec<Pie
     };
     let one = |local: &str, rows| vec![piece(named(local), rows, linear)];
     let (q, kv, f) = (shape.attention_width(), shape.kv_width(), shape.ff_width);
+    let (heads, dim) = (shape.n_head, shape.head_dim);
     match part {
         "norm1" => vec![piece(
             named(pick("input_layernorm", "ln_1", "attn_norm")),
@@ -234,36 +325,42 @@ pub fn pieces(convention: Convention, shape: &ModelShape, name: &str) -> Vec<Pie
             Layout::Rows,
         )],
         "norm2" => vec![piece(
-            named(pick("post_attention_layernorm", "ln_2", "ffn_norm")),
+            named(pick(
+                "post_attention_layernorm",
+                "ln_2",
+                convention.gguf_norm2,
+            )),
             c,
             Layout::Rows,
         )],
         "qkv" if gpt2 => one("attn.c_attn", q + 2 * kv),
         "qkv" if gguf && !rope(shape) => one("attn_qkv", q + 2 * kv),
-        "qkv" => {
-            let turned = |heads| match convention {
-                Convention::Gguf { interleaved: true } => Layout::Interleaved { heads },
-                _ => Layout::Rows,
-            };
-            vec![
-                piece(
-                    named(pick("self_attn.q_proj", "", "attn_q")),
-                    q,
-                    turned(shape.n_head),
-                ),
-                piece(
-                    named(pick("self_attn.k_proj", "", "attn_k")),
-                    kv,
-                    turned(shape.n_kv_head),
-                ),
-                piece(
-                    named(pick("self_attn.v_proj", "", "attn_v")),
-                    kv,
-                    Layout::Rows,
-                ),
-            ]
-        }
+        "query_norm" => one(pick("self_attn.q_norm", "", "attn_q_norm"), dim),
+        "key_norm" => one(pick("self_attn.k_norm", "", "attn_k_norm"), dim),
+        "qkv" if convention.fused => vec![piece(
+            named(pick("self_attn.qkv_proj", "", "attn_qkv")),
+            q + 2 * kv,
+            convention.turned(heads + shape.n_kv_head, dim),
+        )],
+        "qkv" => vec![
+            piece(
+                named(pick("self_attn.q_proj", "", "attn_q")),
+                q,
+                convention.turned(heads, dim),
+            ),
+            piece(
+                named(pick("self_attn.k_proj", "", "attn_k")),
+                kv,
+                convention.turned(shape.n_kv_head, dim),
+            ),
+            piece(
+                named(pick("self_attn.v_proj", "", "attn_v")),
+                kv,
+                Layout::Rows,
+            ),
+        ],
         "attention_out" => one(pick("self_attn.o_proj", "attn.c_proj", "attn_output"), c),
+        "up" if convention.fused => one(pick("mlp.gate_up_proj", "", "ffn_up"), 2 * f),
         "up" if shape.feed_forward == FeedForward::Swiglu => vec![
             piece(
                 named(pick("mlp.gate_proj", "", "ffn_gate")),
@@ -282,22 +379,6 @@ fn rope(shape: &ModelShape) -> bool {
     shape.position == PositionKind::Rope
 }
 
-/// Whether a configuration is one that a family of `transformers` can hold: Llama's or GPT-2's.
-pub(crate) fn hf_convention(model: &ModelConfig) -> Option<Convention> {
-    let llama = model.norm == NormKind::Rms
-        && model.position == PositionKind::Rope
-        && model.feed_forward == FeedForward::Swiglu
-        && !model.biases;
-    let gpt2 = model.norm == NormKind::Layer
-        && model.position == PositionKind::Learned
-        && model.feed_forward == FeedForward::Gelu;
-    match (llama, gpt2) {
-        (true, _) => Some(Convention::HfLlama),
-        (_, true) => Some(Convention::HfGpt2),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,6 +390,11 @@ mod tests {
             Layout::Rows,
             Layout::Columns,
             Layout::Interleaved { heads: 2 },
+            Layout::Part {
+                heads: 1,
+                dim: 6,
+                turned: 4,
+            },
         ] {
             let theirs = layout.to_theirs(&values, 8, 3);
             assert_eq!(layout.to_ours(theirs.clone(), 8, 3), values, "{layout:?}");
@@ -317,6 +403,15 @@ mod tests {
         // One head of four: the halves are interleaved.
         let theirs = Layout::Interleaved { heads: 1 }.to_theirs(&[0.0, 1.0, 2.0, 3.0], 4, 1);
         assert_eq!(theirs, [0.0, 2.0, 1.0, 3.0]);
+        // A head of six of which four are turned, and one row that is no head.
+        let part = Layout::Part {
+            heads: 1,
+            dim: 6,
+            turned: 4,
+        };
+        let theirs: Vec<f32> = (0..7).map(|i| i as f32).collect();
+        let ours = part.to_ours(theirs, 7, 1);
+        assert_eq!(ours, [0.0, 1.0, 4.0, 2.0, 3.0, 5.0, 6.0]);
         assert_eq!(
             Layout::Columns.to_ours(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3),
             [1.0, 3.0, 5.0, 2.0, 4.0, 6.0]

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
-use super::bytes::{ByteSource, foreign};
+use super::bytes::{ByteSource, LFS_START, foreign};
 use crate::ModelError;
 
 /// Largest header read, as in the safetensors crate.
@@ -108,6 +109,26 @@ impl SafetensorsFile {
         }
     }
 
+    /// sha256 of a tensor's type, shape and bytes: equal digest, equal tensor.
+    pub(super) fn digest(&mut self, name: &str) -> Result<Vec<u8>, ModelError> {
+        let Some(entry) = self.tensors.get(name).cloned() else {
+            return Err(self.error(name, "the file has no such tensor"));
+        };
+        let mut digest = Sha256::new();
+        digest.update(format!("{} {:?}", entry.dtype, entry.shape));
+        let values: usize = entry.shape.iter().product();
+        let (mut at, end) = (entry.offset, values * entry.dtype.bitsize() / 8);
+        let end = entry.offset + end as u64;
+        let mut bytes = vec![0; 1 << 20];
+        while at < end {
+            let n = (end - at).min(bytes.len() as u64) as usize;
+            self.source.read_at(at, &mut bytes[..n], name)?;
+            digest.update(&bytes[..n]);
+            at += n as u64;
+        }
+        Ok(digest.finalize().to_vec())
+    }
+
     fn error(&self, place: &str, reason: impl ToString) -> ModelError {
         foreign(self.source.origin(), place, reason)
     }
@@ -117,6 +138,10 @@ impl SafetensorsFile {
         let bad = |reason: String| foreign(&origin, "header", reason);
         let mut length = [0; LENGTH_BYTES as usize];
         source.read_at(0, &mut length, "header")?;
+        if &length == LFS_START {
+            let reason = "this is a Git LFS pointer, not the weights; hint: git lfs pull";
+            return Err(foreign(&origin, "file", reason));
+        }
         let header_len = u64::from_le_bytes(length);
         let after_length = source.len() - LENGTH_BYTES;
         if header_len > after_length.min(MAX_HEADER_BYTES) {

@@ -19,6 +19,20 @@ const CONTROL: f64 = 3.0;
 const USER_DEFINED: f64 = 4.0;
 const UNUSED: f64 = 5.0;
 const BYTE: f64 = 6.0;
+/// Tokens that end a text, a turn, and a turn that calls a tool.
+const END_KEYS: [&str; 3] = [
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.eom_token_id",
+];
+/// Control tokens that end a turn whatever the keys say, as llama.cpp has it.
+const END_NAMES: [&str; 5] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|eom_id|>",
+];
 /// How SentencePiece shows a space.
 const VISIBLE_SPACE: &str = "▁";
 
@@ -41,7 +55,9 @@ pub fn tokenizer(file: &GgufFile) -> Result<Tokenizer, ModelError> {
     let settings = TokenizerSettings {
         chat_template: optional_string(file, "tokenizer.chat_template").map(str::to_owned),
         bos_token: vocabulary.named(file, "tokenizer.ggml.bos_token_id")?,
-        eos_token: vocabulary.named(file, "tokenizer.ggml.eos_token_id")?,
+        eos_token: vocabulary.named(file, END_KEYS[0])?,
+        bos_token_id: None,
+        eos_token_ids: vocabulary.ends(file)?,
     };
     Tokenizer::hugging_face(json.to_string().into_bytes(), settings, file.origin())
 }
@@ -88,6 +104,22 @@ impl<'a> Vocabulary<'a> {
         }
     }
 
+    /// Every token that ends what the model writes.
+    fn ends(&self, file: &GgufFile) -> Result<Vec<u32>, ModelError> {
+        let mut ends = Vec::new();
+        for key in END_KEYS {
+            self.named(file, key)?;
+            let id = file.metadata(key).and_then(Value::as_u64);
+            ends.extend(id.and_then(|id| u32::try_from(id).ok()));
+        }
+        for (id, (token, kind)) in (0u32..).zip(self.tokens.iter().zip(&self.types)) {
+            if *kind == CONTROL && END_NAMES.contains(&token.as_str()) {
+                ends.push(id);
+            }
+        }
+        Ok(ends)
+    }
+
     fn byte_level(&self, file: &GgufFile) -> Result<Json, ModelError> {
         const MERGES: &str = "tokenizer.ggml.merges";
         let merges = file.metadata(MERGES).and_then(Value::as_strings);
@@ -95,19 +127,25 @@ impl<'a> Vocabulary<'a> {
         let pairs: Option<Vec<_>> = merges.iter().map(|merge| merge.split_once(' ')).collect();
         let pairs = pairs.ok_or_else(|| file.error(MERGES, "holds a merge without a space"))?;
         let pre = optional_string(file, "tokenizer.ggml.pre").unwrap_or("gpt-2");
-        let pre_tokenizer = pre_tokenizer(pre).ok_or_else(|| {
-            file.error(
-                "tokenizer.ggml.pre",
-                format!("is {pre}, which this build does not know"),
-            )
+        let rule = Cut::named(pre).ok_or_else(|| {
+            let known: Vec<_> = PRE_TOKENIZERS
+                .iter()
+                .flat_map(|it| it.0.iter().copied())
+                .collect();
+            let reason = format!(
+                "is {pre}, a rule that this build does not have; it has {}; hint: import the \
+                 Hugging Face folder of the model",
+                known.join(", ")
+            );
+            file.error("tokenizer.ggml.pre", reason)
         })?;
-        let ignore_merges = pre.starts_with("llama");
+        let is_llama3 = rule == Cut::Llama3;
         Ok(json!({
             "version": "1.0",
             "added_tokens": self.added(),
             "normalizer": null,
-            "pre_tokenizer": pre_tokenizer,
-            "post_processor": self.start_token(file, false)?,
+            "pre_tokenizer": rule.json(),
+            "post_processor": self.start_token(file, is_llama3)?,
             "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
             "model": {
                 "type": "BPE",
@@ -117,7 +155,7 @@ impl<'a> Vocabulary<'a> {
                 "end_of_word_suffix": null,
                 "fuse_unk": false,
                 "byte_fallback": false,
-                "ignore_merges": ignore_merges,
+                "ignore_merges": is_llama3,
                 "vocab": self.ids(),
                 "merges": pairs,
             },
@@ -238,35 +276,106 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-/// How text is cut before merging, by the name that llama.cpp gives it.
-fn pre_tokenizer(name: &str) -> Option<Json> {
-    let byte_level = |cuts_words: bool| {
-        json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-            "use_regex": cuts_words,
-        })
-    };
-    // Words with an optional leading sign, numbers of up to `digits` digits, signs with the line
-    // breaks after them, white space.
-    let split = |digits: &str| {
-        let pattern = format!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        );
-        let split = json!({
-            "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated",
-            "invert": false,
-        });
-        json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
-    };
-    match name {
-        "gpt-2" | "gpt2" => Some(byte_level(true)),
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => Some(json!({
-            "type": "Sequence",
-            "pretokenizers": [{ "type": "Digits", "individual_digits": true }, byte_level(true)],
-        })),
-        "llama-bpe" | "llama3" | "llama-v3" => Some(split("{1,3}")),
-        "qwen2" => Some(split("")),
-        _ => None,
+/// How text is cut before merging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Gpt2,
+    /// GPT-2's with digits one by one.
+    Digits,
+    /// Numbers of up to three digits. Such texts begin with the start token, and words that are
+    /// tokens are not put together by merges.
+    Llama3,
+    Qwen2,
+}
+
+/// llama.cpp's names of the rules; the first one of each is written.
+const PRE_TOKENIZERS: [(&[&str], Cut); 4] = [
+    (
+        &[
+            "gpt-2",
+            "gpt2",
+            "phi-2",
+            "exaone4",
+            "mellum",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+            "gigachat",
+            "a.x-4.0",
+        ],
+        Cut::Gpt2,
+    ),
+    (
+        &[
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+        ],
+        Cut::Digits,
+    ),
+    (
+        &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+        ],
+        Cut::Llama3,
+    ),
+    (
+        &["qwen2", "deepseek-r1-qwen", "megrez", "kormo"],
+        Cut::Qwen2,
+    ),
+];
+
+impl Cut {
+    fn named(name: &str) -> Option<Cut> {
+        let found = PRE_TOKENIZERS
+            .iter()
+            .find(|(names, _)| names.contains(&name));
+        found.map(|(_, cut)| *cut)
+    }
+
+    /// The rule of a `tokenizer.json`.
+    fn json(self) -> Json {
+        let byte_level = |cuts_words: bool| {
+            json!({
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                "use_regex": cuts_words,
+            })
+        };
+        // Words with an optional leading sign, numbers of up to `digits` digits, signs with the
+        // line breaks after them, white space.
+        let split = |digits: &str| {
+            let pattern = format!(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            );
+            let split = json!({
+                "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated",
+                "invert": false,
+            });
+            json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
+        };
+        match self {
+            Cut::Gpt2 => byte_level(true),
+            Cut::Digits => json!({
+                "type": "Sequence",
+                "pretokenizers": [
+                    { "type": "Digits", "individual_digits": true }, byte_level(true),
+                ],
+            }),
+            Cut::Llama3 => split("{1,3}"),
+            Cut::Qwen2 => split(""),
+        }
     }
 }
 
@@ -359,9 +468,12 @@ pub(crate) fn metadata(
         let merges = merges.iter().map(|(left, right)| format!("{left} {right}"));
         add("ggml.merges", Value::strings(merges.collect()));
     }
+    let mut ends = tokenizer.ends().into_iter();
     for (key, id) in [
         ("ggml.bos_token_id", tokenizer.bos_token()),
-        ("ggml.eos_token_id", tokenizer.eos_token()),
+        ("ggml.eos_token_id", ends.next()),
+        ("ggml.eot_token_id", ends.next()),
+        ("ggml.eom_token_id", ends.next()),
         (
             "ggml.unknown_token_id",
             unknown.and_then(|id| u32::try_from(id).ok()),
@@ -394,12 +506,10 @@ fn merge(value: &Json) -> Option<(&str, &str)> {
     }
 }
 
-/// The inverse of [`pre_tokenizer`].
+/// The name of the rule of a `tokenizer.json`.
 fn pre_tokenizer_name(json: &Json) -> Option<&'static str> {
-    let known = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
-    known
-        .into_iter()
-        .find(|name| pre_tokenizer(name).as_ref() == Some(json))
+    let found = PRE_TOKENIZERS.iter().find(|(_, cut)| cut.json() == *json);
+    found.and_then(|(names, _)| names.first().copied())
 }
 
 fn string<'a>(file: &'a GgufFile, key: &str) -> Result<&'a str, ModelError> {

@@ -1,6 +1,7 @@
 //! Hugging Face tokenizers: `tokenizer.json`, and the parts of `tokenizer_config.json` that a
 //! chat needs.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
@@ -13,6 +14,10 @@ use crate::ModelError;
 const FILE: &str = "tokenizer.json";
 /// Start and end token, and the template of a chat.
 const SETTINGS_FILE: &str = "tokenizer_config.json";
+/// Which tokens begin and end what a model writes: a token, or a list of them.
+const GENERATION_FILE: &str = "generation_config.json";
+/// The same, in folders of models.
+const MODEL_CONFIG_FILE: &str = "config.json";
 /// Where newer folders keep the template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -36,8 +41,15 @@ pub struct HuggingFace {
     /// The start token of the settings, whether or not it is put before a text.
     pub(super) bos: Option<u32>,
     pub(super) end_of_text: Option<u32>,
-    /// The end token of the settings: that of a turn in models made for chat.
-    pub(super) end_of_turn: Option<u32>,
+    /// The tokens that end what the model writes, the one of the settings first: that of a turn
+    /// in models made for chat.
+    pub(super) ends: Vec<u32>,
+    /// The spelling of every control token.
+    pub(super) control: Vec<String>,
+    /// Which token stands for which byte, where some do.
+    bytes: HashMap<u32, u8>,
+    /// The token of the byte of the letter A, where there is one.
+    pub(super) letter: Option<u32>,
 }
 
 /// What a folder says of its tokenizer beside the vocabulary.
@@ -49,6 +61,10 @@ pub struct TokenizerSettings {
     pub bos_token: Option<String>,
     /// The token that ends what the model writes.
     pub eos_token: Option<String>,
+    /// The number of the token that begins a text, where nothing else names it.
+    pub bos_token_id: Option<u32>,
+    /// The numbers of all tokens that end what the model writes.
+    pub eos_token_ids: Vec<u32>,
 }
 
 impl HuggingFace {
@@ -96,6 +112,7 @@ impl HuggingFace {
         if vocab_size == 0 {
             return Err(bad("the vocabulary is empty".to_string()));
         }
+        let known = |id: &u32| (*id as usize) < vocab_size;
         let id_of = |name: &str| vocabulary.get(name).copied();
         let named = |name: &Option<String>| name.as_deref().and_then(id_of);
         let end_of_text = END_OF_TEXT_NAMES.iter().find_map(|name| id_of(name));
@@ -103,18 +120,45 @@ impl HuggingFace {
         // where there is one.
         let added = tokenizer.encode_fast("", true);
         let added = added.map_err(|error| bad(error.to_string()))?;
-        let bos = named(&settings.bos_token);
+        let bos = named(&settings.bos_token).or(settings.bos_token_id.filter(known));
+        let mut ends: Vec<u32> = named(&settings.eos_token).into_iter().collect();
+        for id in settings.eos_token_ids.iter().filter(|id| known(id)) {
+            if !ends.contains(id) {
+                ends.push(*id);
+            }
+        }
         let start_of_text = added.get_ids().first().copied();
+        let control = tokenizer.get_added_tokens_decoder().into_values();
+        let control =
+            control.filter(|token| token.special && token.content.chars().nth(1).is_some());
+        let control = control.map(|token| token.content).collect();
+        let mut bytes = HashMap::new();
+        if value["model"]["byte_fallback"] == true {
+            let tokens = (0..=255).map(|byte: u8| (id_of(&format!("<0x{byte:02X}>")), byte));
+            bytes.extend(tokens.filter_map(|(id, byte)| Some((id?, byte))));
+        }
+        let letter = id_of("<0x41>").filter(|_| !bytes.is_empty());
+        let mut settings = settings;
+        settings.bos_token_id = bos;
+        settings.eos_token_ids.clone_from(&ends);
         Ok(HuggingFace {
             start_of_text: start_of_text.filter(|id| bos.is_none_or(|bos| bos == *id)),
             bos,
             end_of_text,
-            end_of_turn: named(&settings.eos_token),
+            ends,
+            control,
+            bytes,
+            letter,
             vocab_size,
             tokenizer,
             json,
             settings,
         })
+    }
+
+    /// The byte that a token stands for, if it does.
+    pub(super) fn byte(&self, token: u32) -> Option<u8> {
+        self.bytes.get(&token).copied()
     }
 
     pub(super) fn save(&self, folder: &Path) -> Result<(), ModelError> {
@@ -150,7 +194,22 @@ impl TokenizerSettings {
                 chat_template: values.get("chat_template").and_then(template_text),
                 bos_token: values.get("bos_token").and_then(token_text),
                 eos_token: values.get("eos_token").and_then(token_text),
+                ..TokenizerSettings::default()
             };
+        }
+        for name in [MODEL_CONFIG_FILE, GENERATION_FILE] {
+            let path = folder.join(name);
+            if path.exists() {
+                let text = fs::read(&path).map_err(ModelError::io("read", &path))?;
+                let values: Map<String, Value> =
+                    serde_json::from_slice(&text).map_err(|error| bad(&path, error))?;
+                settings.bos_token_id = settings.bos_token_id.or(id(values.get("bos_token_id")));
+                for id in ids(values.get("eos_token_id")) {
+                    if !settings.eos_token_ids.contains(&id) {
+                        settings.eos_token_ids.push(id);
+                    }
+                }
+            }
         }
         let path = folder.join(TEMPLATE_FILE);
         if path.exists() {
@@ -175,9 +234,40 @@ impl TokenizerSettings {
                     .map(|text| (key.to_owned(), Value::String(text))),
             );
         }
-        let path = folder.join(SETTINGS_FILE);
-        let text = serde_json::to_vec_pretty(&values).map_err(|error| bad(&path, error))?;
-        fs::write(&path, text).map_err(ModelError::io("write", &path))
+        write_json(folder, SETTINGS_FILE, values)?;
+        let mut values = Map::new();
+        values.extend(
+            self.bos_token_id
+                .map(|id| ("bos_token_id".to_owned(), json!(id))),
+        );
+        match self.eos_token_ids.as_slice() {
+            [] => {}
+            [id] => drop(values.insert("eos_token_id".into(), json!(id))),
+            ids => drop(values.insert("eos_token_id".into(), json!(ids))),
+        }
+        if values.is_empty() {
+            return Ok(());
+        }
+        write_json(folder, GENERATION_FILE, values)
+    }
+}
+
+fn write_json(folder: &Path, name: &str, values: Map<String, Value>) -> Result<(), ModelError> {
+    let path = folder.join(name);
+    let text = serde_json::to_vec_pretty(&values).map_err(|error| bad(&path, error))?;
+    fs::write(&path, text).map_err(ModelError::io("write", &path))
+}
+
+/// The number of a token; what is none is passed over, -1 included.
+fn id(value: Option<&Value>) -> Option<u32> {
+    value?.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// One number, or a list of them.
+fn ids(value: Option<&Value>) -> Vec<u32> {
+    match value {
+        Some(Value::Array(list)) => list.iter().filter_map(|value| id(Some(value))).collect(),
+        value => id(value).into_iter().collect(),
     }
 }
 

@@ -12,6 +12,7 @@ mod cuda_gpus;
 mod cuda_rules;
 #[cfg(feature = "cuda")]
 mod cuda_training;
+mod families;
 mod foreign;
 mod ranks;
 mod training;

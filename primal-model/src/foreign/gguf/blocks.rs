@@ -13,9 +13,19 @@
 //! | Q4_K | 256 | f16 d, f16 m, 12 bytes of scales, 128 × two nibbles | d · s · q − m · t |
 //! | Q5_K | 256 | the same with 32 bytes of fifth bits before the nibbles | d · s · q − m · t |
 //! | Q6_K | 256 | 128 × two nibbles, 64 × four bit pairs, 16 × i8 s, f16 d | d · s · (q − 32) |
+//! | Q2_K | 256 | 16 × two nibbles s and t, 64 × four bit pairs, f16 d, f16 m | d · s · q − m · t |
+//! | Q3_K | 256 | 32 bytes of third bits, 64 × four bit pairs, 12 bytes of scales, f16 d | d · s · (q − 4) |
+//! | Q8_K | 256 | f32 d, 256 × i8, 16 × i16 sums | d · q |
+//! | IQ4_NL | 32 | f16 d, 16 × two nibbles | d · table(q) |
+//! | IQ4_XS | 256 | f16 d, 6 bytes of scales, 128 × two nibbles | d · s · table(q) |
+//! | MXFP4 | 32 | u8 exponent, 16 × two nibbles | 2^e · float(q) |
+//! | TQ1_0 | 256 | 48 × five digits to the base 3, 4 × four, f16 d | d · (q − 1) |
+//! | TQ2_0 | 256 | 64 × four bit pairs, f16 d | d · (q − 1) |
 //!
 //! In blocks of 32 the low nibbles are values 0..16, the high ones 16..32. In the K types a
 //! scale s (and offset t) of 6 bits serves 32 values, in Q6_K one of 8 bits serves 16.
+
+mod low_bits;
 
 use half::{bf16, f16};
 
@@ -38,7 +48,36 @@ pub enum TensorType {
     Q4_K,
     Q5_K,
     Q6_K,
+    Q2_K,
+    Q3_K,
+    Q8_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    TQ1_0,
+    TQ2_0,
 }
+
+/// Types that are not read, by their number in the file.
+const UNREAD: [(u32, &str); 17] = [
+    (9, "Q8_1"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (4, "Q4_2, long gone from the format"),
+    (5, "Q4_3, long gone from the format"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+];
 
 struct Layout {
     tensor_type: TensorType,
@@ -64,7 +103,7 @@ const fn layout(
     }
 }
 
-const LAYOUTS: [Layout; 11] = [
+const LAYOUTS: [Layout; 19] = [
     layout(TensorType::F32, 0, "F32", 1, 4),
     layout(TensorType::F16, 1, "F16", 1, 2),
     layout(TensorType::Q4_0, 2, "Q4_0", 32, 18),
@@ -76,6 +115,14 @@ const LAYOUTS: [Layout; 11] = [
     layout(TensorType::Q5_K, 13, "Q5_K", 256, 176),
     layout(TensorType::Q6_K, 14, "Q6_K", 256, 210),
     layout(TensorType::BF16, 30, "BF16", 1, 2),
+    layout(TensorType::Q2_K, 10, "Q2_K", 256, 84),
+    layout(TensorType::Q3_K, 11, "Q3_K", 256, 110),
+    layout(TensorType::Q8_K, 15, "Q8_K", 256, 292),
+    layout(TensorType::IQ4_NL, 20, "IQ4_NL", 32, 18),
+    layout(TensorType::IQ4_XS, 23, "IQ4_XS", 256, 136),
+    layout(TensorType::TQ1_0, 34, "TQ1_0", 256, 54),
+    layout(TensorType::TQ2_0, 35, "TQ2_0", 256, 66),
+    layout(TensorType::MXFP4, 39, "MXFP4", 32, 17),
 ];
 
 impl TensorType {
@@ -87,6 +134,16 @@ impl TensorType {
     pub(super) fn from_id(id: u32) -> Option<TensorType> {
         let found = LAYOUTS.iter().find(|layout| layout.id == id);
         found.map(|layout| layout.tensor_type)
+    }
+
+    /// What a type is called, read or not; its number where nobody knows it.
+    pub(super) fn describe(id: u32) -> String {
+        let unread = UNREAD.iter().find(|(known, _)| *known == id);
+        match (TensorType::from_id(id), unread) {
+            (Some(known), _) => known.name().to_owned(),
+            (None, Some((_, name))) => (*name).to_owned(),
+            (None, None) => id.to_string(),
+        }
     }
 
     pub(super) fn id(self) -> u32 {
@@ -154,6 +211,14 @@ impl TensorType {
             TensorType::Q4_K => k_block(bytes, &[0; 32], &bytes[16..], out),
             TensorType::Q5_K => k_block(bytes, &bytes[16..48], &bytes[48..], out),
             TensorType::Q6_K => q6_block(bytes, out),
+            TensorType::Q2_K => low_bits::q2_k(bytes, out),
+            TensorType::Q3_K => low_bits::q3_k(bytes, out),
+            TensorType::Q8_K => low_bits::q8_k(bytes, out),
+            TensorType::IQ4_NL => low_bits::iq4_nl(bytes, out),
+            TensorType::IQ4_XS => low_bits::iq4_xs(bytes, out),
+            TensorType::MXFP4 => low_bits::mxfp4(bytes, out),
+            TensorType::TQ1_0 => low_bits::tq1_0(bytes, out),
+            TensorType::TQ2_0 => low_bits::tq2_0(bytes, out),
         }
     }
 

@@ -8,7 +8,7 @@ use super::{
     TensorType, VERSION, Value,
 };
 use crate::ModelError;
-use crate::foreign::bytes::{ByteSource, Cursor, foreign, printable};
+use crate::foreign::bytes::{ByteSource, Cursor, LFS_START, foreign, printable};
 
 /// Header bytes read at most: bounds the memory that metadata can take, at about 4 bytes each.
 const MAX_HEADER_BYTES: u64 = 256 << 20;
@@ -201,7 +201,12 @@ struct Header<'s> {
 
 impl Header<'_> {
     fn counts(&mut self) -> Result<(u64, u64), ModelError> {
-        if self.cursor.array("magic")? != MAGIC {
+        let magic: [u8; 4] = self.cursor.array("magic")?;
+        if magic == LFS_START[..4] {
+            let reason = "this is a Git LFS pointer, not the weights; hint: git lfs pull";
+            return Err(self.error("file", reason));
+        }
+        if magic != MAGIC {
             return Err(self.error("magic", "is not GGUF"));
         }
         let version = self.u32("version")?;
@@ -275,7 +280,9 @@ impl Header<'_> {
         let tensor_type = TensorType::from_id(id).ok_or_else(|| {
             let known: Vec<_> = TensorType::all().map(TensorType::name).collect();
             let known = known.join(" ");
-            self.error(name, format!("has type {id}, which is none of {known}"))
+            let kind = TensorType::describe(id);
+            let reason = format!("has type {kind}; this build reads {known}");
+            self.error(name, reason)
         })?;
         let (values, bytes) = (tensor_type.block_values(), tensor_type.block_bytes());
         if !shape[0].is_multiple_of(values) {
