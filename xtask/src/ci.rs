@@ -32,7 +32,7 @@ const fn daily(name: &'static str, check: fn() -> Result<Outcome>) -> Part {
     }
 }
 
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     daily("formatting", formatting),
     daily("dependency direction", || {
         dependencies::check().map(|()| None)
@@ -51,6 +51,11 @@ const PARTS: [Part; 13] = [
             change to a kernel needs `cargo xtask ptx`, which holds it to its budgets; that the \
             PTX is of these sources, and what it computes, is tested daily",
         check: || gpu::matrix().map(|()| None),
+    },
+    Part {
+        name: "long runs on GPUs",
+        why_not_daily: "twenty steps, where the daily tests take the fewest in which weights move",
+        check: long_runs,
     },
     Part {
         name: "fuzzing",
@@ -233,6 +238,15 @@ fn doctests() -> Result<Outcome> {
 
 fn tests() -> Result<Outcome> {
     runner::run().map(Some)
+}
+
+/// The tests of the model at the length at which they were first shown.
+fn long_runs() -> Result<Outcome> {
+    let mut test = cargo();
+    test.args(["test", "--workspace", "--locked", "--test", "main"]);
+    runner::with_features(&mut test).env("PRIMAL_TESTS", "all");
+    relay(test.args(["--", "cuda_training::"]))?;
+    Ok(None)
 }
 
 /// The fault test of the command line with as many injections of every kind as asked for.

@@ -9,6 +9,7 @@ use crate::common::{self, Workplace, finish, json, refused, with_gpu};
 fn train(place: &Workplace, run: &str, steps: u32) -> Command {
     let mut command = place.train(run, steps);
     command.args(["--backend", "cuda", "--batch", "2", "--micro-batches", "1"]);
+    command.args(["--set", "train.eval_tokens=32"]);
     command
 }
 
@@ -50,7 +51,7 @@ fn generates_on_the_device_what_the_processor_does() {
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     let generate = |backend: &str, more: &[&str]| {
         let mut command = place.primal("generate");
-        command.args(["--model", "run", "-p", "The quick", "-n", "24", "--json"]);
+        command.args(["--model", "run", "-p", "The quick", "-n", "12", "--json"]);
         command.args(["--backend", backend]).args(more);
         command
     };

@@ -9,6 +9,7 @@ use crate::common::{Workplace, finish, json, metrics, refused, with_gpu};
 fn train(place: &Workplace, run: &str, gpus: &str) -> Command {
     let mut command = place.train(run, 2);
     command.args(["--backend", "cuda", "--gpus", gpus]);
+    command.args(["--set", "train.eval_tokens=32"]);
     with_gpu(place, &mut command, &[("CUDA_STANDIN_DEVICES", "4")]);
     command
 }

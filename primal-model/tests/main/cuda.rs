@@ -17,6 +17,12 @@ pub fn standin() -> &'static StandIn {
     cuda_standin::install(DEVICES).unwrap()
 }
 
+/// The length of a run: what shows a difference, or more where `cargo xtask ci --all` asks for it.
+pub fn steps(daily: u32, all: u32) -> String {
+    let is_all = std::env::var_os("PRIMAL_TESTS").is_some_and(|choice| choice == "all");
+    format!("train.steps={}", if is_all { all } else { daily })
+}
+
 /// A tiny model of letters, trained for twenty steps unless `changes` say otherwise.
 pub fn config(folder: &Path, run: &str, backend: &str, changes: &[&str]) -> Config {
     let path = folder.join("text.txt");

@@ -7,7 +7,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use crate::cuda::{DEVICE, config, standin};
 use primal_kernels::{CacheKind, Isa};
 use primal_model::ResidentModel;
 use primal_model::checkpoint::Checkpoint;
@@ -15,6 +14,8 @@ use primal_model::config::{Backend, Compute};
 use primal_model::ledger::Ledger;
 use primal_model::sampling::{Sampling, TokenSampler};
 use primal_model::train::Trainer;
+
+use crate::cuda::{DEVICE, config, standin};
 
 const CONTEXT: usize = 80;
 

@@ -7,12 +7,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use crate::cuda::{self, DEVICE, DEVICES, standin};
 use cuda_standin::{Injection, StandIn};
 use primal_model::ModelError;
 use primal_model::config::Config;
 use primal_model::ledger::Ledger;
 use primal_model::train::{Event, Summary, Trainer};
+
+use crate::cuda::{self, DEVICE, DEVICES, standin};
 
 /// A tiny run of one block, with 4 micro-batches of one sequence.
 fn config(folder: &Path, run: &str, gpus: usize, changes: &[&str]) -> Config {

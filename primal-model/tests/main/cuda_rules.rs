@@ -6,11 +6,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use crate::cuda::{DEVICE, config, standin};
 use primal_lut::{QuantMatrix, TensorFile};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::{Backend, Config, Rule};
 use primal_model::train::{Event, Summary, Trainer};
+
+use crate::cuda::{DEVICE, config, standin};
 
 /// Trains to the end; also returns the flips of each step as fractions.
 fn finish(config: Config) -> (Summary, Vec<f64>) {
@@ -219,6 +220,7 @@ fn resuming_changes_no_bit() {
             "train.steps=2",
             "train.batch=2",
             "train.micro_batches=2",
+            "model.n_layer=1",
             "model.float_parts=attention",
             &rule,
         ];

@@ -6,20 +6,33 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::PoisonError;
 
-use crate::cuda::{DEVICE, config, standin};
 use cuda_standin::Injection;
 use primal_lut::{QuantMatrix, TensorFile};
 use primal_model::checkpoint::Checkpoint;
 use primal_model::config::Config;
+use primal_model::metrics::StepRow;
 use primal_model::train::{Event, Summary, Trainer};
+
+use crate::cuda::{DEVICE, config, standin, steps};
 
 /// Trains to the end.
 fn finish(config: Config) -> Summary {
     run(Trainer::new(config).unwrap())
 }
 
-fn run(mut trainer: Trainer) -> Summary {
-    trainer.run(&mut |_| ControlFlow::Continue(())).unwrap()
+fn run(trainer: Trainer) -> Summary {
+    watched(trainer, |_| ())
+}
+
+/// Trains to the end, and shows every step.
+fn watched(mut trainer: Trainer, mut show: impl FnMut(&StepRow) + Send) -> Summary {
+    let summary = trainer.run(&mut |event| {
+        if let Event::Step(row) = event {
+            show(row);
+        }
+        ControlFlow::Continue(())
+    });
+    summary.unwrap()
 }
 
 /// Matrices, and ballots, by name.
@@ -46,12 +59,15 @@ fn integers(run: &Path) -> Integers {
     (matrices, ballots)
 }
 
-/// Trains on both, twenty steps unless changed, and compares codes, ballots, scales and losses.
+/// Trains on both, and compares codes, ballots, scales and losses.
 fn same_on_both(changes: &[&str]) {
     let _alone = DEVICE.lock().unwrap_or_else(PoisonError::into_inner);
     let standin = standin();
     let folder = tempfile::tempdir().unwrap();
-    let cpu = finish(config(folder.path(), "cpu", "cpu", changes));
+    let mut flips = 0.0;
+    let cpu = Trainer::new(config(folder.path(), "cpu", "cpu", changes)).unwrap();
+    let cpu = watched(cpu, |row| flips += row.flip_rate);
+    assert!(flips > 0.0, "nothing moved that could differ");
     standin.counts(0);
     let gpu = finish(config(folder.path(), "gpu", "cuda", changes));
     let counts = standin.counts(0);
@@ -102,19 +118,20 @@ fn same_on_both(changes: &[&str]) {
 }
 
 #[test]
-fn twenty_steps_of_a_gpt() {
-    same_on_both(&[]);
+fn steps_of_a_gpt() {
+    same_on_both(&[&steps(6, 20)]);
 }
 
 #[test]
-fn twenty_steps_in_float() {
-    same_on_both(&["train.compute=float"]);
+fn steps_in_float() {
+    same_on_both(&[&steps(6, 20), "train.compute=float"]);
 }
 
 #[test]
 fn micro_batches_summed_wide_and_recomputation() {
     same_on_both(&[
-        "train.steps=6",
+        &steps(4, 6),
+        "train.batch=2",
         "train.micro_batches=2",
         "train.recompute=1",
         "model.fine_last_block=true",
@@ -124,7 +141,7 @@ fn micro_batches_summed_wide_and_recomputation() {
 #[test]
 fn two_micro_batches_in_a_pass_and_a_head_of_its_own() {
     same_on_both(&[
-        "train.steps=4",
+        &steps(3, 4),
         "train.micro_batches=4",
         "train.micro_batches_per_pass=2",
         "model.tie_head=false",
@@ -135,7 +152,8 @@ fn two_micro_batches_in_a_pass_and_a_head_of_its_own() {
 #[test]
 fn a_llama() {
     same_on_both(&[
-        "train.steps=5",
+        &steps(4, 5),
+        "train.batch=2",
         "model.norm=rms",
         "model.position=rope",
         "model.feed_forward=swiglu",
