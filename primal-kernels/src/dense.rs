@@ -115,7 +115,7 @@ const BLOCK: usize = 64;
 /// If the lengths do not agree or a size is 0.
 pub fn symmetric_nt(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize) {
     assert_eq!([a.len(), b.len()], [m * k; 2], "a and b are (m, k)");
-    symmetric(c, m, &|rows, cols, c| {
+    symmetric(c, m, |rows, cols, c| {
         let a = View::rows(&a[rows.start * k..rows.end * k], k);
         let b = View::rows(&b[..cols * k], k).transposed();
         multiply((rows.len(), cols, k), a, b, c, m, false);
@@ -128,7 +128,7 @@ pub fn symmetric_nt(a: &[f32], b: &[f32], c: &mut [f32], m: usize, k: usize) {
 /// If the lengths do not agree or a size is 0.
 pub fn symmetric_tn(x: &[f32], c: &mut [f32], n: usize, m: usize) {
     assert_eq!(x.len(), n * m, "x is (n, m)");
-    symmetric(c, m, &|rows, cols, c| {
+    symmetric(c, m, |rows, cols, c| {
         for start in (0..n).step_by(CHUNK_DEPTH) {
             let depth = CHUNK_DEPTH.min(n - start);
             let x = &x[start * m..];
@@ -141,7 +141,7 @@ pub fn symmetric_tn(x: &[f32], c: &mut [f32], n: usize, m: usize) {
 
 /// Lets `block(rows, cols, out)` compute the first `cols` columns of some rows, as many as reach
 /// the diagonal, and mirrors them.
-fn symmetric(c: &mut [f32], m: usize, block: &(dyn Fn(Range<usize>, usize, &mut [f32]) + Sync)) {
+fn symmetric(c: &mut [f32], m: usize, block: impl Fn(Range<usize>, usize, &mut [f32]) + Sync) {
     assert!(m > 0 && c.len() == m * m, "c is (m, m)");
     c.par_chunks_mut(BLOCK * m).enumerate().for_each(|(i, c)| {
         let rows = i * BLOCK..i * BLOCK + c.len() / m;

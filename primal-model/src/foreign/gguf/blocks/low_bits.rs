@@ -99,7 +99,7 @@ pub(super) fn tq1_0(bytes: &[u8], out: &mut [f32]) {
         let mut power = 1u8;
         for _ in 0..digits {
             for byte in part {
-                let digit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+                let digit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
                 out[at] = d * (f32::from(digit) - 1.0);
                 at += 1;
             }
