@@ -518,18 +518,44 @@ pub struct VoiceArgs {
     pub threads: usize,
 }
 
+/// A text, with or without its flag.
+#[derive(Debug, ClapArgs)]
+#[group(id = "any_text", required = true, multiple = false)]
+pub struct TextArgs {
+    /// Text; - for stdin, line by line.
+    #[arg(value_name = "TEXT")]
+    pub words: Option<String>,
+    /// The same, also where it begins with a hyphen.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub text: Option<String>,
+}
+
+impl TextArgs {
+    /// The text, `-` for stdin.
+    pub fn get(&self) -> &str {
+        let text = self.text.as_ref().or(self.words.as_ref());
+        text.map_or("", String::as_str)
+    }
+}
+
 /// `primal speak`.
 #[derive(Debug, ClapArgs)]
 pub struct SpeakArgs {
     /// Who speaks, and how.
     #[command(flatten)]
     pub voice: VoiceArgs,
-    /// Text to say; - for stdin, an utterance a line.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub text: String,
+    /// Text to say, and how to read it.
+    #[command(flatten)]
+    pub input: TextArgs,
     /// WAV file to write, sentence by sentence; - for stdout, at the end.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required_unless_present = "output_raw", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Write samples to stdout as soon as a sentence is sound: 16 bits, little-endian, mono.
+    #[arg(long, conflicts_with = "output")]
+    pub output_raw: bool,
+    /// Silence between two sentences, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 0.15)]
+    pub sentence_silence: f64,
     /// Report when each phoneme begins and ends; needs --json.
     #[arg(long, requires = "json")]
     pub timestamps: bool,
@@ -602,9 +628,12 @@ pub struct VoiceTrainArgs {
 /// `primal phonemes`.
 #[derive(Debug, ClapArgs)]
 pub struct PhonemesArgs {
-    /// Text to read; - for stdin, line by line.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub text: String,
+    /// Text to read.
+    #[command(flatten)]
+    pub input: TextArgs,
+    /// Print what each part of the text was taken for, its words and its phonemes.
+    #[arg(long)]
+    pub explain: bool,
     /// Print a JSON object a text.
     #[arg(long)]
     pub json: bool,

@@ -1,7 +1,7 @@
 //! WAV files in and out, and other sample rates.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Cursor, Seek, Write};
+use std::io::{self, BufReader, BufWriter, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use hound::{SampleFormat, WavReader, WavSpec, WavWriter};
@@ -26,13 +26,17 @@ pub struct Sound {
     pub samples: Vec<f32>,
     /// Samples a second.
     pub rate_hz: u32,
+    /// Bytes of samples that the header promises and the file does not have.
+    pub missing_bytes: u64,
 }
 
-/// Reads a WAV file of 8 to 32 bits or float32; several channels are averaged.
+/// Reads a WAV file of 8 to 32 bits or float32; several channels are averaged. A file that was
+/// written to a pipe, with a length of 0 or FFFFFFFF, is read to its end; of one that is cut short
+/// there is what is left.
 ///
 /// # Errors
-/// [`VocoderError::Io`]; [`VocoderError::Wav`] for a header that lies, a file cut short, a format
-/// that is not read and samples that are not finite.
+/// [`VocoderError::Io`]; [`VocoderError::Wav`] for a file without a sample, a format that is not
+/// read and samples that are not finite.
 pub fn read_wav(path: &Path) -> Result<Sound, VocoderError> {
     let file = File::open(path).map_err(|source| VocoderError::Io {
         action: "read",
@@ -43,7 +47,9 @@ pub fn read_wav(path: &Path) -> Result<Sound, VocoderError> {
         path: path.to_owned(),
         reason,
     };
-    let reader = WavReader::new(BufReader::new(file)).map_err(|error| fail(error.to_string()))?;
+    let (mended, missing_bytes) =
+        mended(BufReader::new(file)).map_err(|error| fail(error.to_string()))?;
+    let reader = WavReader::new(mended).map_err(|error| fail(error.to_string()))?;
     let spec = reader.spec();
     if spec.channels == 0 || spec.channels > 64 {
         return Err(fail(format!("{} channels", spec.channels)));
@@ -75,7 +81,71 @@ pub fn read_wav(path: &Path) -> Result<Sound, VocoderError> {
     Ok(Sound {
         samples,
         rate_hz: spec.sample_rate,
+        missing_bytes,
     })
+}
+
+/// Lengths of a data chunk that say "to the end": what programs leave that cannot go back.
+const OPEN_LENGTHS: [u32; 3] = [0, u32::MAX, 0x7fff_ffff];
+
+/// The format and the samples of a WAV file as a file whose lengths are true, and how many bytes
+/// of samples are missing. Chunks of odd length have a pad byte; other chunks are left out.
+fn mended(mut file: impl Read + Seek) -> io::Result<(impl Read, u64)> {
+    let len = file.seek(SeekFrom::End(0))?;
+    file.rewind()?;
+    let invalid = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason.to_owned());
+    let mut riff = [0; 12];
+    let read = file.read_exact(&mut riff);
+    if read.is_err() || &riff[..4] != b"RIFF" || &riff[8..] != b"WAVE" {
+        return Err(invalid("no RIFF and WAVE at its beginning"));
+    }
+    let mut format: Vec<u8> = Vec::new();
+    loop {
+        let mut head = [0; 8];
+        if file.read_exact(&mut head).is_err() {
+            return Err(invalid("no chunk of samples"));
+        }
+        let size = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+        let at = file.stream_position()?;
+        if &head[..4] == b"fmt " {
+            // 40 bytes are the longest there are.
+            format = vec![0; size.min(64) as usize];
+            file.read_exact(&mut format)?;
+        } else if &head[..4] == b"data" {
+            let left = len.saturating_sub(at);
+            let is_open = OPEN_LENGTHS.contains(&size)
+                && u64::from(size) != left
+                && !(size == 0 && chunks_follow(&mut file, at)?);
+            let claimed = if is_open { left } else { u64::from(size) };
+            // Whole samples of all channels only.
+            let block = format
+                .get(12..14)
+                .map_or(0, |it| u64::from(u16::from_le_bytes([it[0], it[1]])))
+                .max(1);
+            let there = claimed.min(left) / block * block;
+            let there = there.min(u64::from(u32::MAX) / block * block);
+            if there == 0 && claimed > 0 {
+                return Err(invalid("cut off before its first sample"));
+            }
+            let missing = claimed.saturating_sub(left);
+            let mut header = b"RIFF\xff\xff\xff\x7fWAVEfmt ".to_vec();
+            header.extend((format.len() as u32).to_le_bytes());
+            header.extend(&format);
+            header.extend(b"data");
+            header.extend((there as u32).to_le_bytes());
+            file.seek(SeekFrom::Start(at))?;
+            return Ok((Cursor::new(header).chain(file.take(there)), missing));
+        }
+        file.seek(SeekFrom::Start(at + u64::from(size) + u64::from(size % 2)))?;
+    }
+}
+
+/// Whether a chunk that explains itself comes at once: then a length of 0 is meant.
+fn chunks_follow(file: &mut (impl Read + Seek), at: u64) -> io::Result<bool> {
+    let mut name = [0; 4];
+    let is_there = file.read_exact(&mut name).is_ok();
+    file.seek(SeekFrom::Start(at))?;
+    Ok(is_there && [*b"LIST", *b"id3 ", *b"fact", *b"cue "].contains(&name))
 }
 
 /// Averages channels. The header's count of samples sizes nothing: memory grows with what is read.
@@ -99,7 +169,7 @@ fn mix(
 /// Writes samples as a mono WAV file of 16 bits; what is beyond −1..1 is clipped.
 ///
 /// # Errors
-/// [`VocoderError::Io`], [`VocoderError::Wav`].
+/// [`VocoderError::Io`].
 pub fn write_wav(path: &Path, samples: &[f32], rate_hz: u32) -> Result<(), VocoderError> {
     let mut stream = WavStream::create(path, rate_hz)?;
     stream.write(samples)?;
@@ -109,11 +179,11 @@ pub fn write_wav(path: &Path, samples: &[f32], rate_hz: u32) -> Result<(), Vocod
 /// The bytes of a mono WAV file of 16 bits.
 ///
 /// # Errors
-/// [`VocoderError::Wav`] for more than a WAV file can hold.
+/// [`VocoderError::Io`] for more than a WAV file can hold.
 pub fn wav_bytes(samples: &[f32], rate_hz: u32) -> Result<Vec<u8>, VocoderError> {
     let mut bytes = Cursor::new(Vec::with_capacity(44 + 2 * samples.len()));
     write_wav_to(&mut bytes, samples, rate_hz)
-        .map_err(|error| wav_error(Path::new("(bytes)"), &error))?;
+        .map_err(|error| wav_error(Path::new("(bytes)"), error))?;
     Ok(bytes.into_inner())
 }
 
@@ -127,7 +197,7 @@ impl WavStream {
     /// Begins the file.
     ///
     /// # Errors
-    /// [`VocoderError::Io`], [`VocoderError::Wav`].
+    /// [`VocoderError::Io`].
     pub fn create(path: &Path, rate_hz: u32) -> Result<WavStream, VocoderError> {
         let file = File::create(path).map_err(|source| VocoderError::Io {
             action: "write",
@@ -136,7 +206,7 @@ impl WavStream {
         })?;
         let writer = WavWriter::new(BufWriter::new(file), spec(rate_hz));
         Ok(WavStream {
-            writer: writer.map_err(|error| wav_error(path, &error))?,
+            writer: writer.map_err(|error| wav_error(path, error))?,
             path: path.to_owned(),
         })
     }
@@ -144,26 +214,32 @@ impl WavStream {
     /// Appends samples; what is beyond −1..1 is clipped.
     ///
     /// # Errors
-    /// [`VocoderError::Wav`] when the disk is full.
+    /// [`VocoderError::Io`] when the disk is full.
     pub fn write(&mut self, samples: &[f32]) -> Result<(), VocoderError> {
         let written = write_samples(&mut self.writer, samples);
-        written.map_err(|error| wav_error(&self.path, &error))
+        written.map_err(|error| wav_error(&self.path, error))
     }
 
     /// Completes the header.
     ///
     /// # Errors
-    /// [`VocoderError::Wav`] when the disk is full.
+    /// [`VocoderError::Io`] when the disk is full.
     pub fn finish(self) -> Result<(), VocoderError> {
         let WavStream { writer, path } = self;
-        writer.finalize().map_err(|error| wav_error(&path, &error))
+        writer.finalize().map_err(|error| wav_error(&path, error))
     }
 }
 
-fn wav_error(path: &Path, error: &hound::Error) -> VocoderError {
-    VocoderError::Wav {
+/// What went wrong in writing a file.
+fn wav_error(path: &Path, error: hound::Error) -> VocoderError {
+    let source = match error {
+        hound::Error::IoError(source) => source,
+        other => io::Error::other(other.to_string()),
+    };
+    VocoderError::Io {
+        action: "write",
         path: path.to_owned(),
-        reason: error.to_string(),
+        source,
     }
 }
 
@@ -284,7 +360,13 @@ mod tests {
     fn broken_files_are_errors() {
         let good = wav_22k(&tone(100, 22_050.0));
         for len in 0..good.len() {
-            assert!(read_bytes(&good[..len]).is_err(), "{len} bytes");
+            match read_bytes(&good[..len]) {
+                Ok(sound) => {
+                    assert_eq!(sound.samples.len(), (len - 44) / 2, "{len} bytes");
+                    assert_eq!(sound.missing_bytes, (good.len() - len) as u64);
+                }
+                Err(error) => assert!(len < 46, "{len} bytes: {error}"),
+            }
         }
         // Every byte of the header set to extremes: an error or a sound, never a panic.
         for at in 0..44 {
@@ -296,14 +378,49 @@ mod tests {
                 }
             }
         }
-        // A data chunk that claims four gigabytes.
-        let mut lying = good.clone();
-        lying[40..44].copy_from_slice(&0xffff_fff0_u32.to_le_bytes());
-        assert!(matches!(read_bytes(&lying), Err(VocoderError::Wav { .. })));
         assert!(matches!(
             read_wav(Path::new("/nowhere.wav")),
             Err(VocoderError::Io { .. })
         ));
+    }
+
+    #[test]
+    fn lengths_that_are_not_true_are_mended() {
+        let good = wav_22k(&tone(100, 22_050.0));
+        let want = read_bytes(&good).unwrap();
+        for (length, missing) in [
+            (0, 0),
+            (u32::MAX, 0),
+            (0x7fff_ffff, 0),
+            (0xffff_fff0, 0xffff_fff0 - 200),
+            (300, 100),
+        ] {
+            let mut bytes = good.clone();
+            bytes[40..44].copy_from_slice(&u32::to_le_bytes(length));
+            let sound = read_bytes(&bytes).unwrap();
+            assert_eq!(
+                (&sound.samples, sound.missing_bytes),
+                (&want.samples, missing),
+                "{length}"
+            );
+        }
+        // A chunk of odd length before the samples, with its pad byte; one behind them.
+        let mut padded = good[..36].to_vec();
+        padded.extend(b"LIST\x03\0\0\0abc\0");
+        padded.extend(&good[36..]);
+        padded.extend(b"id3 \x02\0\0\0xy");
+        assert_eq!(read_bytes(&padded).unwrap(), want);
+        let mut empty = good[..40].to_vec();
+        empty.extend(b"\0\0\0\0LIST\x02\0\0\0xy");
+        assert!(read_bytes(&empty).unwrap().samples.is_empty());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_is_an_error_of_writing() {
+        let error =
+            write_wav(Path::new("/dev/full"), &tone(100_000, 22_050.0), 22_050).unwrap_err();
+        assert_eq!(error.to_string(), "cannot write /dev/full");
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use primal_model::voice::{FrontEnd, MEL_BANDS, Sentence, Symbol, Voice};
+use primal_model::voice::{FrontEnd, MEL_BANDS, Reading, Sentence, Symbol, Voice};
 use primal_vocoder::{Signal, VocoderConfig, WavStream};
 use serde::Serialize;
 
 use crate::args::{SpeakArgs, VoiceArgs, VoiceTestArgs};
+use crate::commands::phonemes::warn_of_unspoken;
 use crate::commands::start_threads;
 use crate::commands::vocode::Vocoder;
 use crate::output;
@@ -27,8 +28,13 @@ const SENTENCES: [&str; 4] = [
     "Can you hear what a machine has learned by counting votes?",
 ];
 
-/// Silence between two sentences.
+/// Silence between two sentences of `primal voice-test`.
 const PAUSE_SECONDS: f64 = 0.15;
+
+/// Ends of names that promise another format than the one that is written.
+const OTHER_FORMATS: [&str; 11] = [
+    "mp3", "ogg", "oga", "opus", "flac", "m4a", "aac", "wma", "aiff", "aif", "webm",
+];
 
 #[derive(Serialize)]
 struct Report {
@@ -65,6 +71,35 @@ struct Speaker {
     voice: Voice,
     vocoder: Vocoder,
     length_scale: f32,
+    pause_seconds: f64,
+}
+
+/// Texts that were read.
+#[derive(Default)]
+struct Readings {
+    sentences: Vec<Sentence>,
+    /// What has no sound, each once.
+    unspoken: Vec<String>,
+}
+
+impl Readings {
+    fn add(&mut self, reading: Reading) {
+        self.sentences.extend(reading.sentences);
+        for word in reading.unspoken {
+            if !self.unspoken.contains(&word) {
+                self.unspoken.push(word);
+            }
+        }
+    }
+
+    /// The sentences, and an error where nothing in the texts has a sound.
+    fn done(self) -> Result<Vec<Sentence>> {
+        warn_of_unspoken("", &self.unspoken);
+        if self.sentences.is_empty() {
+            bail!("there is nothing to say: the text has no letter, number or phoneme");
+        }
+        Ok(self.sentences)
+    }
 }
 
 impl Speaker {
@@ -100,19 +135,23 @@ impl Speaker {
             voice,
             vocoder,
             length_scale: args.length_scale,
+            pause_seconds: PAUSE_SECONDS,
         })
     }
 
-    /// The sentences of texts, and an error where nothing in them has a sound.
-    fn sentences(&self, texts: &[String]) -> Result<Vec<Sentence>> {
-        let mut sentences = Vec::new();
-        for text in texts {
-            sentences.extend(self.front_end.sentences(text)?);
+    /// The sentences of every line of stdin; a line that cannot be read costs itself alone.
+    fn lines_of_stdin(&self) -> Result<Vec<Sentence>> {
+        let mut readings = Readings::default();
+        for (index, line) in io::stdin().lock().lines().enumerate() {
+            match self.front_end.read(&line.context("cannot read stdin")?) {
+                Ok(reading) => readings.add(reading),
+                Err(error) => note(format_args!(
+                    "warning: line {} is left out: {error}",
+                    index + 1
+                )),
+            }
         }
-        if sentences.is_empty() {
-            bail!("there is nothing to say: the text has no letter, number or phoneme");
-        }
-        Ok(sentences)
+        readings.done()
     }
 
     /// Speaks the sentences one by one; each goes to `sink` as soon as it is sound.
@@ -126,7 +165,7 @@ impl Speaker {
         let started = Instant::now();
         let config = self.vocoder.config();
         let rate_hz = f64::from(config.sampling_rate);
-        let pause = vec![0.0; (PAUSE_SECONDS * rate_hz) as usize];
+        let pause = vec![0.0; (self.pause_seconds * rate_hz) as usize];
         let mut report = Report {
             seconds_audio: 0.0,
             seconds: 0.0,
@@ -173,19 +212,40 @@ impl Speaker {
 
 /// Says a text, or every line of stdin.
 pub fn run(args: &SpeakArgs) -> Result<ExitCode> {
-    let texts = if args.text == "-" {
-        let lines = io::stdin().lock().lines();
-        lines
-            .collect::<io::Result<Vec<_>>>()
-            .context("cannot read stdin")?
-    } else {
-        vec![args.text.clone()]
+    if !(0.0..=60.0).contains(&args.sentence_silence) {
+        let reason = format!(
+            "--sentence-silence {} is not between 0 and 60",
+            args.sentence_silence
+        );
+        return Err(WrongUsage(reason).into());
+    }
+    let output = args.output.as_deref().unwrap_or(Path::new("-"));
+    refuse_other_formats(output)?;
+    let mut speaker = Speaker::open(&args.voice)?;
+    speaker.pause_seconds = args.sentence_silence;
+    let sentences = match args.input.get() {
+        "-" => speaker.lines_of_stdin()?,
+        text => {
+            let mut readings = Readings::default();
+            readings.add(speaker.front_end.read(text)?);
+            readings.done()?
+        }
     };
-    let speaker = Speaker::open(&args.voice)?;
-    let sentences = speaker.sentences(&texts)?;
     let progress = CountProgress::new("sentences", sentences.len());
     let rate_hz = speaker.vocoder.config().sampling_rate;
-    let report = if args.output == Path::new("-") {
+    let to_stdout = output == Path::new("-");
+    let report = if args.output_raw {
+        let mut out = io::stdout().lock();
+        speaker.speak(&sentences, args.timestamps, &progress, &mut |piece| {
+            let value = |sample: &f32| (sample.clamp(-1.0, 1.0) * 32_767.0).round() as i16;
+            let bytes: Vec<u8> = piece
+                .iter()
+                .flat_map(|it| value(it).to_le_bytes())
+                .collect();
+            let written = out.write_all(&bytes).and_then(|()| out.flush());
+            written.context("cannot write the sound")
+        })?
+    } else if to_stdout {
         let mut out = BufWriter::new(io::stdout().lock());
         let mut samples = Vec::new();
         let report = speaker.speak(&sentences, args.timestamps, &progress, &mut |piece| {
@@ -198,7 +258,7 @@ pub fn run(args: &SpeakArgs) -> Result<ExitCode> {
             .context("cannot write the sound")?;
         report
     } else {
-        let mut file = WavStream::create(&args.output, rate_hz)?;
+        let mut file = WavStream::create(output, rate_hz)?;
         let report = speaker.speak(&sentences, args.timestamps, &progress, &mut |piece| {
             Ok(file.write(piece)?)
         })?;
@@ -208,7 +268,7 @@ pub fn run(args: &SpeakArgs) -> Result<ExitCode> {
     progress.finish();
     match args.json {
         // Stdout is taken by the sound.
-        true if args.output == Path::new("-") => note(serde_json::to_string(&report)?),
+        true if to_stdout => note(serde_json::to_string(&report)?),
         true => output::json(&report)?,
         false => note(format_args!(
             "{:.2} s of sound in {:.2} s, {:.1} x real time",
@@ -220,15 +280,33 @@ pub fn run(args: &SpeakArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says every sentence into a file of its own.
+/// What is written is WAV: a name that ends otherwise would lie.
+pub fn refuse_other_formats(path: &Path) -> Result<()> {
+    let ending = path
+        .extension()
+        .and_then(|it| it.to_str())
+        .unwrap_or("")
+        .to_ascii_lowercase();
+    if OTHER_FORMATS.contains(&ending.as_str()) {
+        let reason = format!(
+            "{}: there is no encoder for .{ending}; hint: write a .wav file and convert it",
+            path.display()
+        );
+        return Err(WrongUsage(reason).into());
+    }
+    Ok(())
+}
+
+/// Says every sentence into a file of its own; one that cannot be said costs itself alone.
 pub fn test(args: &VoiceTestArgs) -> Result<ExitCode> {
-    let texts: Vec<String> = match &args.sentences {
-        None => SENTENCES.map(str::to_owned).to_vec(),
+    // With the numbers of their lines.
+    let texts: Vec<(usize, String)> = match &args.sentences {
+        None => (1..).zip(SENTENCES.map(str::to_owned)).collect(),
         Some(path) => {
             let text = fs::read_to_string(path)
                 .with_context(|| format!("cannot read the sentences {}", path.display()))?;
-            let lines = text.lines().map(str::trim).filter(|it| !it.is_empty());
-            lines.map(str::to_owned).collect()
+            let lines = (1..).zip(text.lines().map(|it| it.trim().to_owned()));
+            lines.filter(|(_, it)| !it.is_empty()).collect()
         }
     };
     if texts.is_empty() {
@@ -238,12 +316,29 @@ pub fn test(args: &VoiceTestArgs) -> Result<ExitCode> {
     fs::create_dir_all(&args.out_dir)
         .with_context(|| format!("cannot create {}", args.out_dir.display()))?;
     let progress = CountProgress::new("files", texts.len());
-    for (index, text) in texts.iter().enumerate() {
+    let mut said = 0;
+    for (index, (line, text)) in texts.iter().enumerate() {
         let name = format!("sample_{}.wav", index + 1);
         let path: PathBuf = args.out_dir.join(&name);
-        let sentences = speaker
-            .sentences(std::slice::from_ref(text))
-            .with_context(|| format!("sentence {}", index + 1))?;
+        let sentences = match speaker.front_end.read(text) {
+            Ok(reading) => {
+                warn_of_unspoken(&format!("line {line}: "), &reading.unspoken);
+                reading.sentences
+            }
+            Err(error) => {
+                note(format_args!("warning: line {line} is left out: {error}"));
+                progress.advance();
+                continue;
+            }
+        };
+        if sentences.is_empty() {
+            note(format_args!(
+                "warning: line {line} is left out: there is nothing to say"
+            ));
+            progress.advance();
+            continue;
+        }
+        said += 1;
         let mut file = WavStream::create(&path, speaker.vocoder.config().sampling_rate)?;
         let silent = CountProgress::hidden();
         let report = speaker.speak(&sentences, false, &silent, &mut |piece| {
@@ -267,5 +362,11 @@ pub fn test(args: &VoiceTestArgs) -> Result<ExitCode> {
         }
     }
     progress.finish();
+    if said == 0 {
+        bail!(
+            "there is nothing to say in any of the {} lines",
+            texts.len()
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,7 @@ use primal_vocoder::{
 use serde::Serialize;
 
 use crate::args::VocodeArgs;
+use crate::commands::speak::refuse_other_formats;
 use crate::commands::start_threads;
 use crate::output;
 use crate::progress::note;
@@ -77,6 +78,7 @@ impl Vocoder {
 
 /// Reads, vocodes, writes.
 pub fn run(args: &VocodeArgs) -> Result<ExitCode> {
+    refuse_other_formats(&args.output)?;
     start_threads(args.threads)?;
     let vocoder = Vocoder::open(&args.vocoder, args.seed)?;
     let mel = match (&args.mel, &args.wav) {
@@ -123,6 +125,13 @@ pub fn run(args: &VocodeArgs) -> Result<ExitCode> {
 /// The mel spectrogram of a sound file at the vocoder's sampling rate.
 fn mel_of(path: &Path, config: &VocoderConfig) -> Result<Signal> {
     let sound = read_wav(path)?;
+    if sound.missing_bytes > 0 {
+        note(format_args!(
+            "note: {} is cut off, {} bytes of samples are missing; what is there is used",
+            path.display(),
+            sound.missing_bytes
+        ));
+    }
     let samples = resample(&sound.samples, sound.rate_hz, config.sampling_rate)?;
     let mel = MelExtractor::new(config)?.extract(&samples);
     mel.with_context(|| format!("cannot take the mel spectrogram of {}", path.display()))

@@ -89,7 +89,12 @@ fn wrong_input_is_explained() {
     refused(&mut vocode(&["--wav", "missing.wav"]), 1, &["missing.wav"]);
     let mut lying = tones();
     lying[40..44].copy_from_slice(&0x7fff_fff0_u32.to_le_bytes());
-    place.write("lying.wav", lying);
+    place.write("lying.wav", &lying);
+    let done = finish(&mut vocode(&["--wav", "lying.wav"]));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stderr.contains("cut off"), "{}", done.stderr);
+    fs::remove_file(place.path("out.wav")).unwrap();
+    place.write("lying.wav", &lying[..30]);
     refused(
         &mut vocode(&["--wav", "lying.wav"]),
         1,

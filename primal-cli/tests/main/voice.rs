@@ -142,14 +142,25 @@ fn the_built_in_voice_speaks_and_says_what_it_cannot() {
 
     // Lines of stdin; what has no sound among them is passed over.
     let mut from_stdin = speak(&place, "-");
-    let mut child = from_stdin.stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = from_stdin
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child
         .stdin
         .take()
         .unwrap()
-        .write_all(b"One.\n\nTwo \xf0\x9f\x98\x80.\n")
+        .write_all("One.\n\n{QQ}\nUse {braces} here.\nTwo \u{1f600} \u{1f600}.\n".as_bytes())
         .unwrap();
-    assert!(child.wait().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{warnings}");
+    assert!(
+        warnings.contains("line 3") && warnings.contains("QQ"),
+        "{warnings}"
+    );
+    assert_eq!(warnings.matches('\u{1f600}').count(), 1, "{warnings}");
 }
 
 #[test]
@@ -174,6 +185,66 @@ fn every_sentence_of_a_test_gets_a_file() {
     let mut command = place.primal("voice-test");
     command.args(["--sentences", "sentences.txt", "--out-dir", "out"]);
     let done = finish(&mut command);
-    assert_eq!(done.code, Some(1));
-    assert!(done.stderr.contains("sentence 2"), "{}", done.stderr);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stderr.contains("line 2"), "{}", done.stderr);
+    place.write("sentences.txt", "?!\n{QQ}\n");
+    refused(&mut command, 1, &["line 1", "line 2", "nothing to say"]);
+}
+
+#[test]
+fn texts_come_with_or_without_a_flag_and_go_where_they_are_sent() {
+    let place = Workplace::new();
+    let mut command = place.primal("speak");
+    let done = finish(command.args(["Hello.", "-o", "short.wav", "--sentence-silence", "0"]));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let sound = read_wav(&place.path("short.wav")).unwrap();
+    let mut command = place.primal("speak");
+    let raw = command
+        .args(["--text", "Hello.", "--output-raw"])
+        .output()
+        .unwrap();
+    assert_eq!(raw.stdout.len(), 2 * sound.samples.len());
+    for name in ["e.mp3", "e.FLAC", "e.ogg"] {
+        let mut command = place.primal("speak");
+        refused(command.args(["so", "-o", name]), 2, &[name, "no encoder"]);
+        assert!(!place.path(name).exists());
+    }
+    let mut command = place.primal("speak");
+    refused(
+        command.args(["so", "--text", "so", "-o", "a.wav"]),
+        2,
+        &["cannot be used with"],
+    );
+    if cfg!(target_os = "linux") {
+        let mut command = place.primal("speak");
+        refused(
+            command.args(["so", "-o", "/dev/full"]),
+            1,
+            &["cannot write /dev/full"],
+        );
+    }
+}
+
+#[test]
+fn a_text_is_explained() {
+    let place = Workplace::new();
+    let mut command = place.primal("phonemes");
+    let done = finish(command.args(["--explain", "Call 555-0134, Dr. Li \u{1f600}!"]));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    for words in [
+        "555-0134",
+        "digits",
+        "five five five , zero one three four",
+        "abbreviation",
+        "doctor",
+        "F AY1 V",
+    ] {
+        assert!(done.stdout.contains(words), "{words}: {}", done.stdout);
+    }
+    assert!(done.stderr.contains('\u{1f600}'), "{}", done.stderr);
+    let mut command = place.primal("phonemes");
+    let row = json(command.args(["--explain", "--json", "I wind 2"]));
+    assert_eq!(row["tokens"][1]["kind"], "homograph");
+    assert_eq!(row["tokens"][1]["words"][0], "wind/turn");
+    assert_eq!(row["tokens"][1]["phonemes"][0], "W AY1 N D");
 }

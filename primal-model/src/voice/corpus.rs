@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::Symbol;
 use super::VoiceError;
-use super::symbol::Symbol;
 
 /// Most frames of an utterance: three minutes; more is a damaged file.
 const MAX_FRAMES: u64 = 16_384;

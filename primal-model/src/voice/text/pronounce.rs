@@ -8,8 +8,8 @@ use flate2::read::GzDecoder;
 
 use super::symbol::Symbol;
 
-const DICTIONARY: &[u8] = include_bytes!("../../assets/cmudict.gz");
-const RULES: &[u8] = include_bytes!("../../assets/letter_to_sound.gz");
+const DICTIONARY: &[u8] = include_bytes!("../../../assets/cmudict.gz");
+const RULES: &[u8] = include_bytes!("../../../assets/letter_to_sound.gz");
 
 /// Letters to the left and right of a letter that rules look at, the largest first.
 const CONTEXTS: [(usize, usize); 9] = [
@@ -54,8 +54,17 @@ const LETTERS: [&str; 26] = [
     "Z IY1",
 ];
 
-/// Words that are weak in running speech, where the dictionary has their strong form.
-const WEAK: [(&str, &str); 7] = [
+/// Words that are not said as the dictionary has them: most are weak in running speech.
+const WEAK: [(&str, &str); 15] = [
+    // Words that the dictionary has otherwise, or not at all.
+    ("re", "R IY0"),
+    ("wi", "W AY1"),
+    ("askee", "AE1 S K IY0"),
+    ("i", "AY1"),
+    ("mew", "M Y UW1"),
+    ("eta", "EY1 T AH0"),
+    ("xi", "Z AY1"),
+    ("nguyen", "W IH1 N"),
     ("a", "AH0"),
     ("the", "DH AH0"),
     ("to", "T AH0"),
@@ -314,7 +323,7 @@ fn stressed(mut phonemes: Vec<Symbol>) -> Vec<Symbol> {
 }
 
 /// The plural, the possessive or the third person.
-fn plural_of(base: Vec<Symbol>) -> Vec<Symbol> {
+pub(super) fn plural_of(base: Vec<Symbol>) -> Vec<Symbol> {
     let ending = match base.last().map_or("", |it| it.name()) {
         "S" | "Z" | "SH" | "ZH" | "CH" | "JH" => "AH0 Z",
         "P" | "T" | "K" | "F" | "TH" => "S",
@@ -328,7 +337,7 @@ fn joined(mut front: Vec<Symbol>, back: &[Symbol]) -> Vec<Symbol> {
     front
 }
 
-fn named(names: &str) -> Vec<Symbol> {
+pub(super) fn named(names: &str) -> Vec<Symbol> {
     names.split(' ').filter_map(Symbol::from_name).collect()
 }
 
