@@ -156,6 +156,28 @@ fn products_of_matrices() {
     }
 }
 
+/// The large tiles of the other two forms: results of 56 of them, from short chains.
+#[test]
+fn large_products_of_gradients() {
+    let device = device();
+    let (n, m, k) = (1021, 9, 890);
+    let (w, dy) = (noise(m * k, 2), noise(n * m, 3));
+    let dx = zeros(&device, n * k);
+    let [w_at, dy_at] = [&w, &dy].map(|values| up(&device, values));
+    cuda::matmul_nn(dy_at.view(..), w_at.view(..), dx.view(..), (n, m, k), false).unwrap();
+    let want = chains((n, k, m), m, |r, d| dy[r * m + d], |d, c| w[d * k + c]);
+    assert_bits("gemm_nn", "1021x9x890", &dx.to_vec().unwrap(), &want);
+
+    let (n, m) = (m, n);
+    let (x, dy) = (noise(n * k, 1), noise(n * m, 3));
+    let [x_at, dy_at] = [&x, &dy].map(|values| up(&device, values));
+    let dw = zeros(&device, m * k);
+    let shape = (n, m, k);
+    cuda::matmul_tn(dy_at.view(..), x_at.view(..), dw.view(..), shape, 0, m).unwrap();
+    let want = chains((m, k, n), 256, |r, d| dy[d * m + r], |d, c| x[d * k + c]);
+    assert_bits("gemm_tn", "9x1021x890", &dw.to_vec().unwrap(), &want);
+}
+
 #[test]
 fn norms_and_column_sums() {
     let device = device();
