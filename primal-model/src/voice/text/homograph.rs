@@ -511,7 +511,7 @@ fn is_verb(word: &str, second: &str, before: &str, behind: &str) -> bool {
             "up due thanks prior according compared back addition",
             second,
         );
-        return !noun && !(word == "present" && has("day times", behind));
+        return !(noun || word == "present" && has("day times", behind));
     }
     if has(BEFORE_NOUN, before) {
         return false;

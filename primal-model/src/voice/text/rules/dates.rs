@@ -428,7 +428,6 @@ fn four_digits(here: &Here<'_>, captures: &Captures<'_>) -> Option<String> {
         .contains(&before.as_str());
     let is_year = (1100..2100).contains(&value) | (is_dated && (1000..1100).contains(&value))
         && !is_more
-        && !(is_counted && !is_dated)
-        && !(is_count && !is_dated);
+        && (is_dated || !(is_counted || is_count));
     is_year.then(|| year(value))
 }
