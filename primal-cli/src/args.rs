@@ -274,9 +274,9 @@ pub struct SamplingArgs {
     /// Make tokens that were written lately less likely; 1 for no change.
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     pub repeat_penalty: f32,
-    /// Seed of the choice.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub seed: u64,
+    /// Seed of every choice [default: 1; a chat takes a new one each time and says it].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
 }
 
 /// `primal generate`.

@@ -220,12 +220,12 @@ fn hf_config(model: &ModelConfig, shape: &ModelShape, family: ExportFamily) -> J
         "attention_bias": false,
         "mlp_bias": false,
         "use_sliding_window": false,
+        // Where the file names none some families take one that is beyond small vocabularies.
+        "pad_token_id": null,
     });
     json["rope_scaling"] = hf_scaling(model, shape);
     if model.rope_dim > 0 {
         json["partial_rotary_factor"] = json!(model.rope_dim as f64 / shape.head_dim as f64);
-        // Its padding token is beyond small vocabularies where the file names none.
-        json["pad_token_id"] = Json::Null;
     }
     if !model.rope_free_layers.is_empty() {
         let turns = |layer| u8::from(!model.rope_free_layers.contains(&layer));

@@ -264,6 +264,9 @@ impl Tokenizer {
     /// Token ids of a text with marks: what lies before one and what lies behind it make no token
     /// together.
     pub(crate) fn encode_marked(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        if !matches!(self, Tokenizer::HuggingFace(_)) {
+            return self.encode(text);
+        }
         let mut ids = Vec::new();
         for part in text.split(MARK).filter(|part| !part.is_empty()) {
             ids.extend(self.encode(part)?);

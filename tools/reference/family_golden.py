@@ -48,6 +48,7 @@ def families():
     return {
         "llama3": (hf.LlamaConfig(**sizes(head_dim=16, max_position_embeddings=131072,
                                           rope_parameters=llama3)), LLAMA),
+        "ministral": (hf.MinistralConfig(**sizes(head_dim=8)), None),
         "qwen3": (hf.Qwen3Config(**sizes(head_dim=8)), dict(arch="qwen3")),
         "granite": (hf.GraniteConfig(**sizes(**granite)), dict(arch="granite", pairs=True)),
         "granite_untied": (hf.GraniteConfig(**sizes(tie_word_embeddings=False, **granite)),

@@ -5,6 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use primal_model::chat::{ChatTemplate, Message};
@@ -17,7 +18,8 @@ use crate::report::INTERRUPTED;
 
 /// Reads lines and writes replies until `/exit` or the end of the input.
 pub fn run(args: &ChatArgs) -> Result<ExitCode> {
-    let sampler = args.writer.sampling.sampler()?;
+    let seed = new_seed();
+    let sampler = args.writer.sampling.sampler(seed)?;
     let loaded = args.writer.load(&args.model)?;
     let mut writer = Writer::new(&loaded, sampler, args.writer.kv_cache)?;
     let turn = Turn::watch_signals()?;
@@ -31,6 +33,9 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
         context: loaded.model.shape().context,
     };
     talk.check(&writer)?;
+    if args.writer.sampling.seed.is_none() && args.writer.sampling.temperature > 0.0 {
+        note(format_args!("--seed {seed} says all of it again"));
+    }
     note("/help lists the commands, /exit ends, Ctrl-C ends a reply");
     let mut line = String::new();
     loop {
@@ -67,6 +72,12 @@ pub fn run(args: &ChatArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A number that is another one each time, short enough to be typed.
+fn new_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| u64::from(now.subsec_nanos()) / 100)
 }
 
 /// What `/help` says.

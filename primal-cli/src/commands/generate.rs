@@ -10,6 +10,9 @@ use crate::args::GenerateArgs;
 use crate::commands::Writer;
 use crate::output;
 
+/// The same prompt gives the same text.
+const DEFAULT_SEED: u64 = 1;
+
 #[derive(Serialize)]
 struct Report<'a> {
     prompt: &'a str,
@@ -22,7 +25,7 @@ struct Report<'a> {
 
 /// Prints prompt and continuation as they come, or one JSON object at the end.
 pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
-    let sampler = args.writer.sampling.sampler()?;
+    let sampler = args.writer.sampling.sampler(DEFAULT_SEED)?;
     let loaded = args.writer.load(&args.model)?;
     let mut writer = Writer::new(&loaded, sampler, args.writer.kv_cache)?;
     let prompt_tokens = writer.read(&args.prompt)?;
@@ -46,7 +49,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
             prompt_tokens,
             tokens,
             tokens_per_s: tokens as f64 / started.elapsed().as_secs_f64().max(1e-9),
-            seed: args.writer.sampling.seed,
+            seed: args.writer.sampling.seed.unwrap_or(DEFAULT_SEED),
         })?;
     } else {
         output::line("")?;

@@ -118,14 +118,15 @@ impl<M> Loaded<M> {
 }
 
 impl SamplingArgs {
-    fn sampler(&self) -> Result<TokenSampler> {
+    /// Chooses with the seed of the flag, or with `default`.
+    fn sampler(&self, default: u64) -> Result<TokenSampler> {
         let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
-            seed: self.seed,
+            seed: self.seed.unwrap_or(default),
         };
         Ok(TokenSampler::new(sampling).map_err(|error| WrongUsage(error.to_string()))?)
     }

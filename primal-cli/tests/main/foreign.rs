@@ -119,7 +119,10 @@ fn chat(
     input: &str,
 ) -> (Option<i32>, String, String) {
     let mut command = place.primal("chat");
-    command.args(["--model", model, "--temperature", "0", "--threads", "1"]);
+    command.args(["--model", model, "--threads", "1"]);
+    if !more.contains(&"--temperature") {
+        command.args(["--temperature", "0"]);
+    }
     command
         .args(more)
         .stdin(Stdio::piped())
@@ -179,6 +182,8 @@ fn a_turn_that_fails_is_taken_back_and_old_turns_make_room() {
         !stderr.contains("forgotten") && !stderr.contains("error"),
         "{stderr}"
     );
+    let (_, _, stderr) = chat(&place, "model", &["-n", "2", "--temperature", "1"], "a\n");
+    assert!(stderr.contains("--seed"), "{stderr}");
     let long = "jugs ".repeat(60);
     let (code, _, stderr) = chat(&place, "model", &[], &format!("{long}\nhi\n"));
     assert_eq!(code, Some(0));

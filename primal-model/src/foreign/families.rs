@@ -19,6 +19,9 @@ use super::names::{Convention, HeadRows};
 use crate::ModelError;
 use crate::config::{FeedForward, ModelConfig, NormKind, PositionKind};
 
+/// By what frequencies are divided in contexts longer than the first one, in GGUF.
+pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
+
 /// A family of models.
 struct Family {
     /// `model_type` of its `config.json`.
@@ -44,9 +47,10 @@ const fn family(
 }
 
 /// Every family; what has no GGUF of its own lies in one of `llama`.
-const FAMILIES: [Family; 11] = [
+const FAMILIES: [Family; 12] = [
     family("llama", llama::json, "llama", llama::gguf),
     family("mistral", llama::mistral_json, "llama", llama::gguf),
+    family("ministral", llama::mistral_json, "llama", llama::gguf),
     family("qwen2", qwen::qwen2_json, "qwen2", qwen::qwen2_gguf),
     family("qwen3", qwen::qwen3_json, "qwen3", qwen::qwen3_gguf),
     family("gpt2", gpt2::json, "gpt2", gpt2::gguf),
@@ -323,6 +327,10 @@ fn decoder_gguf(keys: &GgufKeys<'_>, heads: HeadRows) -> Result<Described, Model
         tied: None,
         notes: Vec::new(),
     };
+    if keys.file.tensors().contains_key(LONG_FACTORS) {
+        let original = keys.size("rope.scaling.original_context_length")?;
+        cut_to_original(&mut described, original);
+    }
     if let Some(window) = keys.optional_size("attention.sliding_window")? {
         cut_to_window(&mut described, window);
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 
 use super::bytes::{foreign, printable};
 use super::diagnosis;
-use super::families::{self, Described, Fold};
+use super::families::{self, Described, Fold, LONG_FACTORS};
 use super::gguf::GgufFile;
 use super::names::{Convention, Piece, parameters, pieces};
 use super::safetensors::SafetensorsFile;
@@ -32,8 +32,6 @@ const HEADS: [&str; 2] = ["lm_head.weight", "output.weight"];
 /// By what the frequency of each pair is divided, in GGUF; the second list serves contexts up to
 /// the one that the model was first trained with.
 const ROPE_FACTORS: [&str; 2] = ["rope_freqs.weight", "rope_factors_short.weight"];
-/// The list for longer contexts.
-const LONG_FACTORS: &str = "rope_factors_long.weight";
 
 /// A Hugging Face folder or a GGUF file.
 #[derive(Debug)]

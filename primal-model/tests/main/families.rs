@@ -20,8 +20,9 @@ use primal_model::train::{Event, Trainer};
 use serde_json::{Map, Value};
 
 /// Folder of the golden files, and whether llama.cpp has the architecture.
-const FAMILIES: [(&str, bool); 10] = [
+const FAMILIES: [(&str, bool); 11] = [
     ("llama3", true),
+    ("ministral", false),
     ("qwen3", true),
     ("granite", true),
     ("granite_untied", true),
@@ -653,6 +654,7 @@ fn packed_folders_are_named_for_what_they_are() {
         ("model.embed_tokens.scales", "MLX"),
         ("base_model.model.x.lora_A.weight", "LoRA adapter"),
         ("language_model.model.x", "language_model"),
+        ("layers.0.self_attn.q_proj.weight", "saved without its head"),
     ] {
         let from = case(place.path(), words, &|_| {});
         let header = serde_json::json!({

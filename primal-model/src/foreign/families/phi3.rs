@@ -1,9 +1,9 @@
 //! Phi-3 and Phi-4-mini: Llama whose queries, keys and values are one tensor, and gate and up
 //! another, with heads that may be turned in part and positions stretched by a factor a pair.
 
-use super::{Described, cut_to_original, decoder_gguf, decoder_json, window_json};
+use super::{Described, decoder_gguf, decoder_json, window_json};
 use crate::ModelError;
-use crate::foreign::keys::{GgufKeys, JsonKeys, Keys};
+use crate::foreign::keys::{GgufKeys, JsonKeys};
 use crate::foreign::names::HeadRows;
 
 pub(super) fn json(keys: &JsonKeys<'_>) -> Result<Described, ModelError> {
@@ -15,13 +15,8 @@ pub(super) fn json(keys: &JsonKeys<'_>) -> Result<Described, ModelError> {
 }
 
 pub(super) fn gguf(keys: &GgufKeys<'_>) -> Result<Described, ModelError> {
-    let original = keys.optional_size("rope.scaling.original_context_length")?;
     let mut described = decoder_gguf(keys, HeadRows::Halves)?;
     fuse(&mut described);
-    let tensors = keys.file.tensors();
-    if let (Some(original), true) = (original, tensors.contains_key("rope_factors_long.weight")) {
-        cut_to_original(&mut described, original);
-    }
     Ok(described)
 }
 

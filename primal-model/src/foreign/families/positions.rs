@@ -31,7 +31,11 @@ pub(super) fn turned_share(keys: &JsonKeys<'_>) -> Result<f64, ModelError> {
 
 fn kind<'a>(scaling: &JsonKeys<'a>) -> &'a str {
     let kind = scaling.text("rope_type").or_else(|| scaling.text("type"));
-    kind.unwrap_or("default")
+    match kind.unwrap_or("default") {
+        // The first files of Phi-3 call it so.
+        "yarn" if scaling.list("short_factor").is_some() => LONG[0],
+        kind => kind,
+    }
 }
 
 /// Reads base and scaling into `model`, whose context is read already.
