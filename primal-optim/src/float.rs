@@ -1,6 +1,6 @@
 //! Float parameters and their AdamW state.
 
-use primal_kernels::{Isa, adamw, add, scale, sum_squares};
+use primal_kernels::{Isa, VoteRng, adamw, add, scale, sum_squares};
 use primal_lut::TensorFile;
 use rayon::prelude::*;
 
@@ -25,6 +25,19 @@ pub struct StepContext<'a> {
     pub rate: f32,
     /// Micro-batches that make up this step.
     pub micro_batches: u16,
+}
+
+impl StepContext<'_> {
+    /// The random numbers of one matrix in this step.
+    pub fn rng(&self, stream: u8, tensor: u16, micro_batch: u16) -> VoteRng {
+        VoteRng {
+            seed: self.seed,
+            stream,
+            step: self.step,
+            tensor,
+            micro_batch,
+        }
+    }
 }
 
 /// Gradient and moments of a float tensor.

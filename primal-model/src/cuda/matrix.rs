@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use primal_kernels::VoteRng;
 use primal_kernels::cuda::{
     self, BallotSizes, Ballots, CastStep, ClassicVotes, Counter, CudaError, Device, DeviceWeights,
     Snap, View, VoteSlot,
@@ -45,16 +44,6 @@ enum Learner {
     Shadow(Snap),
     /// Float values learn.
     Dense,
-}
-
-fn rng(ctx: &StepContext<'_>, stream: u8, tensor: u16, micro_batch: u16) -> VoteRng {
-    VoteRng {
-        seed: ctx.seed,
-        stream,
-        step: ctx.step,
-        tensor,
-        micro_batch,
-    }
 }
 
 impl Matrix {
@@ -223,7 +212,7 @@ impl Matrix {
                     votes_per_unit: numbers.votes_per_unit,
                     vote_clip: ctx.config.vote_clip,
                     blend: numbers.blend,
-                    rng: rng(ctx, CAST_STREAM, self.tensor, micro_batch),
+                    rng: ctx.rng(CAST_STREAM, self.tensor, micro_batch),
                 };
                 let place = (first, rows);
                 cuda::cast_votes(ballots, &self.weights, grad, place, &step, float_grad, bad)
@@ -247,7 +236,7 @@ impl Matrix {
     pub(super) fn count(&mut self, ctx: &StepContext<'_>) -> Result<(), CudaError> {
         match &mut self.learner {
             Learner::Classic(votes) => {
-                let rng = rng(ctx, FLIP_STREAM, self.tensor, 0);
+                let rng = ctx.rng(FLIP_STREAM, self.tensor, 0);
                 let probability = ctx.config.classic_probability;
                 cuda::count_classic(votes, &self.weights, probability, &rng)
             }
@@ -257,7 +246,7 @@ impl Matrix {
                 updates,
             } => {
                 let numbers = ConsensusStep::new(ctx, *quantum, *updates);
-                let rng = rng(ctx, LEAK_STREAM, self.tensor, 0);
+                let rng = ctx.rng(LEAK_STREAM, self.tensor, 0);
                 cuda::count_votes(ballots, &self.weights, numbers.leak_q24, &rng)?;
                 *updates += 1.0;
                 cuda::update_statistics(

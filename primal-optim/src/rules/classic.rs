@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use primal_kernels::{GradientSizes, VoteRng, cast_classic, count_classic_row};
+use primal_kernels::{GradientSizes, cast_classic, count_classic_row};
 use primal_lut::TensorFile;
 
 use super::codes::Codes;
@@ -93,13 +93,7 @@ impl LearningRule for Classic {
         let (cols, row_bytes, high_row_bytes) =
             (matrix.cols(), matrix.row_bytes(), matrix.high_row_bytes());
         let last_code = matrix.grid().len() as u8 - 1;
-        let rng = VoteRng {
-            seed: ctx.seed,
-            stream: FLIP_STREAM,
-            step: ctx.step,
-            tensor,
-            micro_batch: 0,
-        };
+        let rng = ctx.rng(FLIP_STREAM, tensor, 0);
         let base = ctx.config.classic_probability;
         let groups = matrix.groups_per_row();
         let (nibbles, high, scales) = matrix.planes_mut();

@@ -149,13 +149,7 @@ impl LearningRule for Consensus {
             ..
         } = &mut self.votes;
         let leak = ConsensusStep::new(ctx, *quantum, 0.0).leak_q24;
-        let rng = VoteRng {
-            seed: ctx.seed,
-            stream: LEAK_STREAM,
-            step: ctx.step,
-            tensor,
-            micro_batch: 0,
-        };
+        let rng = ctx.rng(LEAK_STREAM, tensor, 0);
         self.codes
             .count(ctx.isa, rows, ballot, wide, table, leak, &rng)
     }
@@ -334,13 +328,7 @@ impl Votes {
             unit,
             limit: ctx.config.vote_clip * unit,
             blend: self.blend,
-            rng: VoteRng {
-                seed: ctx.seed,
-                stream: CAST_STREAM,
-                step: ctx.step,
-                tensor,
-                micro_batch,
-            },
+            rng: ctx.rng(CAST_STREAM, tensor, micro_batch),
         }
     }
 

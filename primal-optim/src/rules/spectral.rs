@@ -220,13 +220,7 @@ impl LearningRule for Spectral {
         let step = AddStep {
             ctx,
             numbers: SpectralStep::new(ctx, self.quantum, self.updates),
-            rng: VoteRng {
-                seed: ctx.seed,
-                stream: CAST_STREAM,
-                step: ctx.step,
-                tensor: at.tensor,
-                micro_batch: at.micro_batch,
-            },
+            rng: ctx.rng(CAST_STREAM, at.tensor, at.micro_batch),
             ones: &self.ones,
         };
         let cols = self.parts.cols();
@@ -248,13 +242,7 @@ impl LearningRule for Spectral {
         if rows.is_empty() {
             return Counted::default();
         }
-        let mut rng = VoteRng {
-            seed: ctx.seed,
-            stream: STEP_STREAM,
-            step: ctx.step,
-            tensor,
-            micro_batch: 0,
-        };
+        let mut rng = ctx.rng(STEP_STREAM, tensor, 0);
         let numbers = SpectralStep::new(ctx, self.quantum, self.updates);
         let cols = self.parts.cols();
         let Spectral { sum, ones, .. } = self;
